@@ -1,0 +1,41 @@
+# Needs python 3.11 or newer, pip, make and gcc. The first target typed makes the environment; the others reuse it.
+
+PYTHON := $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/ready
+
+# Nothing may be looked up or reported over the network once the environment is there; trainers do both unless told.
+OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint format soak clean
+
+demo: $(READY)
+	$(OFFLINE) $(BIN)/aligner-bootstrap demo --seed 10 --out demo-out
+
+test: $(READY)
+	$(OFFLINE) $(BIN)/python -m pytest -m "not soak"
+
+soak: $(READY)
+	$(OFFLINE) $(BIN)/python -m pytest -m soak
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv dist build demo-out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found as python3.11 or python3." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt hatchling editables
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[all,dev]'
+	touch $@
