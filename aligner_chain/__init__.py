@@ -1,0 +1,95 @@
+"""Correct the answers of any chat model with an Aligner: a small model that reads a question and an answer.
+
+    from aligner_chain import Aligner, Exchange
+
+    aligner = Aligner.from_pretrained("path-or-hub-id")
+    [correction] = aligner.correct([Exchange.of("How long may I return it?", "Return it whenever you like.")])
+
+Importing this package loads no framework; a name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aligner_chain.aligner import Aligner
+    from aligner_chain.errors import (
+        AlignerError,
+        AlignerNotConfiguredError,
+        CapabilityError,
+        CheckpointError,
+        ConfigurationError,
+        ContextOverflowError,
+        CorrectionError,
+        CorrectionTimeoutError,
+        DelimiterError,
+        EngineError,
+        IncompleteCorrectionError,
+        MissingExtraError,
+        PromptNotFoundError,
+        TemplateError,
+        UnreadableCorrectionError,
+    )
+    from aligner_chain.exchange import Correction, Edit, Exchange, Turn, Usage
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "aligner_chain.aligner": ("Aligner",),
+    "aligner_chain.exchange": ("Correction", "Edit", "Exchange", "Turn", "Usage"),
+    "aligner_chain.errors": (
+        "AlignerError",
+        "AlignerNotConfiguredError",
+        "CapabilityError",
+        "CheckpointError",
+        "ConfigurationError",
+        "ContextOverflowError",
+        "CorrectionError",
+        "CorrectionTimeoutError",
+        "DelimiterError",
+        "EngineError",
+        "IncompleteCorrectionError",
+        "MissingExtraError",
+        "PromptNotFoundError",
+        "TemplateError",
+        "UnreadableCorrectionError",
+    ),
+}
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = [
+    "Aligner",
+    "AlignerError",
+    "AlignerNotConfiguredError",
+    "CapabilityError",
+    "CheckpointError",
+    "ConfigurationError",
+    "ContextOverflowError",
+    "Correction",
+    "CorrectionError",
+    "CorrectionTimeoutError",
+    "DelimiterError",
+    "Edit",
+    "EngineError",
+    "Exchange",
+    "IncompleteCorrectionError",
+    "MissingExtraError",
+    "PromptNotFoundError",
+    "TemplateError",
+    "Turn",
+    "UnreadableCorrectionError",
+    "Usage",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

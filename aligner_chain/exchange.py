@@ -1,0 +1,162 @@
+"""The values that flow through every room: what was asked, what was answered, what became of it.
+
+All are frozen and keyword-only and hold tuples, so that one value can be shared by threads, kept in a
+queue and compared in a test. A stage adds to a value by making a new one (`dataclasses.replace`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+from uuid import UUID
+
+Outcome = Literal["approved", "corrected", "kept", "skipped", "failed"]
+
+_PIECES = re.compile(r"\s+|\w+|[^\w\s]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One message of a conversation as plain text.
+
+    `role` is "system", "user", "assistant" or "tool".
+    """
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """What was asked and the answer that was given to it.
+
+    `turns` holds the conversation before the answer, oldest first; the last turn is normally the user's
+    question. `context` holds retrieved passages. `upstream` names the model that answered, as
+    `name@version`. The other fields join a record to what belongs to it later: feedback (`message_id`,
+    `run_id`), deletion (`subject`, `tenant`) and the held-out split (`split_key`).
+    """
+
+    turns: tuple[Turn, ...]
+    answer: str
+    context: tuple[str, ...] = ()
+    upstream: str | None = None
+    message_id: str | None = None
+    run_id: str | None = None
+    subject: str | None = None
+    tenant: str | None = None
+    split_key: str | None = None
+
+    @classmethod
+    def of(cls, question: str, answer: str, *, context: tuple[str, ...] = ()) -> Exchange:
+        """An exchange of one question and one answer."""
+        return cls(turns=(Turn(role="user", text=question),), answer=answer, context=context)
+
+    @property
+    def question(self) -> str:
+        """The text of the last user turn, or "" where there is none."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edit:
+    """One change: characters `start` to `end` of the answer, `before`, became `after`."""
+
+    start: int
+    end: int
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a correction cost. `forwards` counts runs of the model that this request took part in."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    forwards: int = 0
+    accepted_draft_tokens: int = 0
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Correction:
+    """What became of one exchange. There is exactly one for every answer with a known question.
+
+    `text` is what to serve: the correction, or the original where nothing was changed or the correction
+    failed. `outcome` is `approved` (nothing to change), `corrected`, `kept` (a correction was written and
+    refused), `skipped` (not eligible) or `failed` (an error, held in `error`). `scores` are between 0 and 1
+    (`keep`: the Aligner's probability that the answer needs nothing). `criteria` are the ones that the
+    Aligner says were broken. `aligner` names the model as `name@version`.
+    """
+
+    exchange: Exchange
+    text: str
+    outcome: Outcome
+    reason: str = ""
+    edits: tuple[Edit, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    criteria: tuple[str, ...] = ()
+    aligner: str = ""
+    template: str = ""
+    usage: Usage = field(default_factory=Usage)
+    error: Exception | None = field(default=None, compare=False)
+    id: str = field(default_factory=lambda: str(uuid7()))
+
+    @property
+    def changed(self) -> bool:
+        """Whether the served text differs from the answer."""
+        return self.text != self.exchange.answer
+
+    def raise_for_failure(self) -> Correction:
+        """Raises the error of a failed correction; returns every other one."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def diff(self) -> str:
+        """The answer with each change in place, as `[-before-]{+after+}`."""
+        answer, parts, position = self.exchange.answer, [], 0
+        for edit in self.edits:
+            parts.append(answer[position : edit.start])
+            parts.append(f"[-{edit.before}-]" if edit.before else "")
+            parts.append(f"{{+{edit.after}+}}" if edit.after else "")
+            position = edit.end
+        return "".join([*parts, answer[position:]])
+
+    def explain(self) -> str:
+        """One line for a person: the outcome, why, and how much changed."""
+        why = ", ".join(self.criteria) or self.reason
+        size = f", {len(self.edits)} edit{'s' * (len(self.edits) != 1)}" if self.edits else ""
+        keep = f", keep {self.scores['keep']:.2f}" if "keep" in self.scores else ""
+        return f"{self.outcome}{f' ({why})' if why else ''}{size}{keep}"
+
+
+def edits_between(before: str, after: str) -> tuple[Edit, ...]:
+    """The changes that turn `before` into `after`, by words, in order and without overlap."""
+    old, new = _PIECES.findall(before), _PIECES.findall(after)
+    starts = _offsets(old)
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    return tuple(
+        Edit(start=starts[i], end=starts[k], before="".join(old[i:k]), after="".join(new[j:m]))
+        for tag, i, k, j, m in matcher.get_opcodes()
+        if tag != "equal"
+    )
+
+
+def uuid7() -> UUID:
+    """A time-ordered UUID (RFC 9562, version 7): 48 bits of milliseconds, then 74 random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+def _offsets(pieces: list[str]) -> list[int]:
+    offsets = [0]
+    for piece in pieces:
+        offsets.append(offsets[-1] + len(piece))
+    return offsets
