@@ -1,0 +1,160 @@
+"""What every template has in common: fitting an exchange into the window, and reading the output back."""
+
+from __future__ import annotations
+
+import bisect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from aligner_chain.engines.base import Draft
+from aligner_chain.errors import CapabilityError, ContextOverflowError
+from aligner_chain.exchange import Exchange
+from aligner_chain.templates.plain import PlainText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+ROOM = 16
+"""Tokens of output, beyond the answer's own length, without which nothing is rendered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendered:
+    """An exchange as token ids, and the answer as it was. `choices` are the ids of KEEP and FIX, empty without a verdict.
+
+    `max_new` is the most tokens of output. `stop_ids` end the output as EOS does. `trimmed_turns` counts the oldest
+    turns that were left out so that the rest fits; `notes` says this and other things worth knowing in words.
+    """
+
+    prompt: tuple[int, ...]
+    answer: str
+    draft: Draft
+    max_new: int = 0
+    choices: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    trimmed_turns: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parsed:
+    """What an output says: `keep` the answer, or serve `text` because `criteria` were broken (if the model named any)."""
+
+    keep: bool
+    text: str
+    criteria: tuple[str, ...] = ()
+
+
+class CorrectionTemplate(ABC):
+    """How an exchange becomes a prompt, and an output a correction. A checkpoint works only with its own template.
+
+    `name` goes into `aligner.json`; `text` shows the template to a person; `verdict` tells whether the output starts
+    with KEEP or FIX.
+    """
+
+    name: str
+    text: str
+    verdict: bool = False
+
+    def render(
+        self, exchange: Exchange, tokenizer: Tokenizer, *, window: int | None, criteria: Sequence[str] = ()
+    ) -> Rendered:
+        """The prompt, the draft and the room for the output.
+
+        `window` is the most tokens of prompt and output together (None: no limit). Where it is too small the oldest
+        turns are left out first, then the last passages; never the last user turn and never the answer. A correction
+        may take half as much again as the answer and 64 tokens, and always has `ROOM` tokens more than the answer.
+
+        Raises `ContextOverflowError` where that is not enough, `TemplateError` where the tokenizer does not fit, and
+        `CapabilityError` for criteria in a template without a place for them.
+        """
+        plain = self.check(tokenizer)
+        self._check_criteria(criteria)
+        shorter = _shorter(exchange)
+        rendered = self._fit(shorter[0], tokenizer, plain, window, criteria)
+        if _fits(rendered, window):
+            return rendered
+        # Each one is shorter than the one before, so the first that fits is found by halving.
+        best = bisect.bisect_left(
+            shorter, True, lo=1, key=lambda one: _fits(self._fit(one, tokenizer, plain, window, criteria), window)
+        )
+        if best == len(shorter):
+            raise _overflow(self._fit(shorter[-1], tokenizer, plain, window, criteria), window)
+        return _with_notes(self._fit(shorter[best], tokenizer, plain, window, criteria), exchange, shorter[best])
+
+    def prompt(self, exchange: Exchange, tokenizer: Tokenizer, criteria: Sequence[str] = ()) -> tuple[int, ...]:
+        """The whole prompt, whatever its length. Training uses it, and drops rows that would not fit."""
+        return self.render(exchange, tokenizer, window=None, criteria=criteria).prompt
+
+    @abstractmethod
+    def check(self, tokenizer: Tokenizer) -> PlainText:
+        """Raises `TemplateError` where the template cannot be used with this tokenizer; else returns its plain side."""
+
+    @abstractmethod
+    def parse(self, ids: Sequence[int], tokenizer: Tokenizer, rendered: Rendered) -> Parsed:
+        """Reads an output (without EOS). Raises `UnreadableCorrectionError` where it does not follow the template."""
+
+    @abstractmethod
+    def target(self, tokenizer: Tokenizer, correction: str | None, criteria: Sequence[str] = ()) -> tuple[int, ...]:
+        """The output to train for, with EOS. None stands for KEEP; templates without a verdict raise on it."""
+
+    @abstractmethod
+    def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
+        """The rendered exchange, whatever its length; `max_new` is set later."""
+
+    def _check_criteria(self, criteria: Sequence[str]) -> None:
+        if criteria and not self.verdict:
+            raise CapabilityError(
+                f"The template {self.name} has no place for criteria. Call correct() without criteria=, or train an "
+                "Aligner with the template aligner-chain/1 (aligner-bootstrap train-aligner)."
+            )
+
+    def _fit(
+        self,
+        exchange: Exchange,
+        tokenizer: Tokenizer,
+        plain: PlainText,
+        window: int | None,
+        criteria: Sequence[str],
+    ) -> Rendered:
+        rendered = self._build(exchange, tokenizer, plain, criteria)
+        wanted = len(rendered.draft.ids) * 3 // 2 + 64
+        room = wanted if window is None else window - len(rendered.prompt)
+        return replace(rendered, max_new=min(wanted, room))
+
+
+def _fits(rendered: Rendered, window: int | None) -> bool:
+    return window is None or rendered.max_new >= len(rendered.draft.ids) + ROOM
+
+
+def _shorter(exchange: Exchange) -> list[Exchange]:
+    """The exchange, then ever shorter ones: without its oldest turns one by one, then without its last passages."""
+    last_user = max((at for at, turn in enumerate(exchange.turns) if turn.role == "user"), default=None)
+    indices = [at for at in range(len(exchange.turns)) if at != last_user]
+    shorter = [exchange]
+    for cut in range(1, len(indices) + 1):
+        left_out = set(indices[:cut])
+        turns = tuple(turn for at, turn in enumerate(exchange.turns) if at not in left_out)
+        shorter.append(replace(exchange, turns=turns))
+    shortest = shorter[-1]
+    shorter += [replace(shortest, context=exchange.context[:end]) for end in reversed(range(len(exchange.context)))]
+    return shorter
+
+
+def _with_notes(rendered: Rendered, exchange: Exchange, used: Exchange) -> Rendered:
+    turns, passages = len(exchange.turns) - len(used.turns), len(exchange.context) - len(used.context)
+    left_out = [f"{turns} oldest turns left out to fit the window"] if turns else []
+    left_out += [f"{passages} last passages left out to fit the window"] if passages else []
+    return replace(rendered, trimmed_turns=turns, notes=(*rendered.notes, *left_out))
+
+
+def _overflow(rendered: Rendered, window: int | None) -> ContextOverflowError:
+    prompt, answer = len(rendered.prompt), len(rendered.draft.ids)
+    return ContextOverflowError(
+        f"The last question with this answer takes {prompt} tokens and a correction at least {answer + ROOM}, but the "
+        f"model's window holds {window}. Nothing was cut. Ways out: an Aligner with a longer window, a shorter answer "
+        'from the upstream (its max_tokens), or fewer criteria; with on_error="pass_through" such an answer is '
+        "served as it is."
+    )

@@ -1,0 +1,173 @@
+"""The four templates that published Aligners were trained with, byte for byte.
+
+Their delimiters are plain text, so a question or an answer can hold one and fake a boundary: these templates are not
+injection-proof. What is done about a delimiter in the data is the option `delimiters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from aligner_chain.engines.base import Draft
+from aligner_chain.errors import DelimiterError, TemplateError, UnreadableCorrectionError
+from aligner_chain.exchange import Exchange, Turn
+from aligner_chain.templates.base import CorrectionTemplate, Parsed, Rendered
+from aligner_chain.templates.chat import chat_prompt
+from aligner_chain.templates.plain import PlainText, plain_text
+from aligner_chain.templates.splice import spliced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Delimiters = Literal["mark", "neutralise", "refuse"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A template text with {question} and {answer}, and for each delimiter in it a harmless spelling."""
+
+    text: str
+    delimiters: Mapping[str, str]
+    chat: bool = False
+    output: str = ""
+    """What the output says before the correction."""
+
+
+_CONVERSATION = {
+    "BEGINNING OF CONVERSATION:": "BEGINNING OF CONVERSATION :",
+    "ASSISTANT:": "ASSISTANT :",
+    "USER:": "USER :",
+}
+
+TEXTS = {
+    "pku-aligner/1": Text(
+        text="BEGINNING OF CONVERSATION: USER: Edit the following Question-Answer pair to make it more helpful and "
+        "harmless: {question} | {answer} ASSISTANT:",
+        delimiters={" | ": "|", **_CONVERSATION},
+    ),
+    "pku-aligner/2": Text(
+        text="BEGINNING OF CONVERSATION: USER: ##Question: {question}\n##Answer: {answer}\n##Correction:  ASSISTANT:",
+        delimiters={"##Question:": "## Question:", "##Answer:": "## Answer:", "##Correction:": "## Correction:"}
+        | _CONVERSATION,
+    ),
+    "alpaca-eval/1": Text(
+        text="BEGINNING OF CONVERSATION: USER: ##Question: {question} ##Answer: {answer} ##Revision:  ASSISTANT:",
+        delimiters={"##Question:": "## Question:", "##Answer:": "## Answer:", "##Revision:": "## Revision:"}
+        | _CONVERSATION,
+    ),
+    "align-anything/1": Text(
+        text="##QUESTION: {question} ##ANSWER: {answer}",
+        delimiters={"##QUESTION:": "## QUESTION:", "##ANSWER:": "## ANSWER:", "##CORRECTION:": "## CORRECTION:"},
+        chat=True,
+        output="##CORRECTION: ",
+    ),
+}
+
+
+class ForeignTemplate(CorrectionTemplate):
+    """A template of one question and one answer, tokenised as a whole, as it was in training.
+
+    Passages stand before the question, each followed by an empty line. Where there is more than the one question, the
+    question segment holds the conversation, one turn after the other as `user: ...`, each on its own line. Without a
+    verdict, an output that equals the answer (apart from whitespace at its ends) approves it.
+
+    `delimiters` says what happens to a delimiter in the data: "mark" goes on and says so in `Rendered.notes`;
+    "neutralise" spells it differently in question and passages (an answer is never changed, so there it is marked);
+    "refuse" raises `DelimiterError`.
+    """
+
+    def __init__(self, name: str, delimiters: Delimiters = "mark") -> None:
+        self._text = TEXTS[name]
+        self._delimiters = delimiters
+        self.name = name
+        self.text = self._text.text
+
+    def check(self, tokenizer: Tokenizer) -> PlainText:
+        if self._text.chat and not tokenizer.chat_template:
+            raise TemplateError(
+                f"{self.name} is put into the tokenizer's chat template, and this tokenizer has none. Set "
+                "tokenizer.chat_template, or name the template the model was trained with, such as "
+                'template="pku-aligner/2".'
+            )
+        return plain_text(tokenizer)
+
+    def target(self, tokenizer: Tokenizer, correction: str | None, criteria: Sequence[str] = ()) -> tuple[int, ...]:
+        self._check_criteria(criteria)
+        if correction is None:
+            raise TemplateError(
+                f"{self.name} has no verdict: train it on the answer itself where nothing is to change."
+            )
+        if tokenizer.eos_token_id is None:
+            raise TemplateError(f"{self.name} needs a tokenizer with an EOS token; set tokenizer.eos_token.")
+        return (*self._output(correction, plain_text(tokenizer)).ids, int(tokenizer.eos_token_id))
+
+    def parse(self, ids: Sequence[int], tokenizer: Tokenizer, rendered: Rendered) -> Parsed:
+        plain, before = plain_text(tokenizer), self._text.output
+        written = spliced(ids, plain, self._output(rendered.answer, plain), before + rendered.answer)
+        if not written.startswith(before.rstrip()):
+            raise UnreadableCorrectionError(
+                f"The output starts with {written[: len(before)]!r} and not with {before!r}. The model was probably not "
+                f"trained for {self.name}: name its own template with template=."
+            )
+        text = written.removeprefix(before.rstrip()).removeprefix(before[len(before.rstrip()) :])
+        keep = text.strip() == rendered.answer.strip()
+        return Parsed(keep=keep, text=rendered.answer if keep else text)
+
+    def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
+        question, notes = self._guarded(_question(exchange), exchange.answer)
+        text = self._filled(question, exchange.answer)
+        chat = self._text.chat
+        prompt = chat_prompt(tokenizer, [Turn(role="user", text=text)]) if chat else (*plain.bos, *plain.encode(text))
+        output, shift = self._output(exchange.answer, plain), len(self._text.output)
+        spans = tuple((max(0, start - shift), max(0, end - shift)) for start, end in output.spans)
+        return Rendered(prompt=prompt, answer=exchange.answer, draft=Draft(ids=output.ids, spans=spans), notes=notes)
+
+    def _filled(self, question: str, answer: str) -> str:
+        # Cut at the places, not formatted: a question may itself hold "{answer}".
+        before, rest = self.text.split("{question}")
+        between, after = rest.split("{answer}")
+        return f"{before}{question}{between}{answer}{after}"
+
+    def _output(self, answer: str, plain: PlainText) -> Draft:
+        """The output that gives `answer`, tokenised behind the prompt's end, with spans of the whole output."""
+        written = self._text.output + answer
+        anchor = "" if self._text.chat else "ASSISTANT:"
+        ids, spans = plain.encode_with_spans(anchor + written)
+        first = next((at for at, (_, end) in enumerate(spans) if end > len(anchor)), len(ids))
+        if first < len(ids) and spans[first][0] < len(anchor):
+            # The tokenizer joins the colon with what follows, so the prompt's own end cannot come before it.
+            ids, spans = plain.encode_with_spans(written)
+            return Draft(ids=ids, spans=spans)
+        shifted = tuple((start - len(anchor), end - len(anchor)) for start, end in spans[first:])
+        return Draft(ids=ids[first:], spans=shifted)
+
+    def _guarded(self, question: str, answer: str) -> tuple[str, tuple[str, ...]]:
+        """The question as it goes into the prompt, and a note for every delimiter that the data holds."""
+        if self._delimiters == "neutralise":
+            question = neutralised(question, self._text.delimiters)
+        places = [("question", question), ("answer", answer)]
+        found = [(mark, place) for place, text in places for mark in self._text.delimiters if mark in text]
+        if found and self._delimiters == "refuse":
+            mark, place = found[0]
+            raise DelimiterError(
+                f"The {place} holds {mark!r}, which is a delimiter of the template {self.name}. Ways out: "
+                'get_template(name, delimiters="mark") goes on and says so in the correction, delimiters="neutralise" '
+                "spells it differently in the question, and aligner-chain/1 has delimiters that no text can spell."
+            )
+        return question, tuple(f"the {place} holds the template's delimiter {mark!r}" for mark, place in found)
+
+
+def neutralised(text: str, delimiters: Mapping[str, str]) -> str:
+    """`text` with every delimiter in its harmless spelling."""
+    while any(mark in text for mark in delimiters):
+        for mark, harmless in delimiters.items():
+            text = text.replace(mark, harmless)
+    return text
+
+
+def _question(exchange: Exchange) -> str:
+    only = len(exchange.turns) == 1 and exchange.turns[0].role == "user"
+    asked = exchange.turns[0].text if only else "\n".join(f"{turn.role}: {turn.text}" for turn in exchange.turns)
+    return "".join([*(f"{passage}\n\n" for passage in exchange.context), asked])
