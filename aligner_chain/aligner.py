@@ -1,0 +1,349 @@
+"""The Aligner: exchanges in, corrections out. Rendering and assembling are pure; between them one engine runs.
+
+A batch is the primitive; one exchange is a batch of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligner_chain.checkpoint import AlignerMetadata, read_metadata
+from aligner_chain.engines.base import Engine, Generation, Request, Ticket
+from aligner_chain.errors import (
+    AlignerError,
+    CapabilityError,
+    CheckpointError,
+    ConfigurationError,
+    CorrectionError,
+    CorrectionTimeoutError,
+    EngineError,
+    IncompleteCorrectionError,
+    PromptNotFoundError,
+    TemplateError,
+)
+from aligner_chain.exchange import Correction, Exchange, edits_between, uuid7
+from aligner_chain.templates import CorrectionTemplate, Parsed, Rendered, get_template
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+class Aligner:
+    """Corrects answers. Make one with `from_pretrained`, `from_chat_model` or `scripted`; it may be shared by threads.
+
+    `metadata` names it; `identity` is `name@version`. With an engine of tokens, `template` and `tokenizer` are needed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        metadata: AlignerMetadata,
+        template: CorrectionTemplate | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        if engine.capabilities.tokens and (template is None or tokenizer is None):
+            raise ConfigurationError(
+                "An engine of tokens needs a template and a tokenizer: Aligner(engine, metadata=..., "
+                "template=get_template(name), tokenizer=engine.tokenizer)."
+            )
+        if template is not None and tokenizer is not None:
+            template.check(tokenizer)
+        self.engine, self.metadata, self.template, self.tokenizer = engine, metadata, template, tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        template: str | CorrectionTemplate | None = None,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Aligner:
+        """Loads an Aligner from a model folder or a hub id.
+
+        `template` names the template of a checkpoint without `aligner.json`, and overrides the one in it; `revision`
+        is a hub revision; `device` and `dtype` "auto" are bf16 on CUDA when there is one, else fp32 on the CPU.
+
+        Raises `CheckpointError` for what cannot be loaded and `TemplateError` for a template that does not fit.
+        """
+        from aligner_chain.engines.huggingface import HuggingFaceEngine
+        from aligner_chain.engines.loading import local_folder
+
+        folder = local_folder(path, revision)
+        metadata = _metadata(path, folder, template, revision)
+        chosen = template if isinstance(template, CorrectionTemplate) else get_template(metadata.template)
+        if template is None and metadata.template_text not in ("", chosen.text):
+            raise _other_text(folder, metadata)
+        engine = HuggingFaceEngine.from_pretrained(folder, device=device, dtype=dtype)
+        return cls(engine, metadata=metadata, template=chosen, tokenizer=engine.tokenizer)
+
+    @classmethod
+    def from_chat_model(cls, chat_model: BaseChatModel) -> Aligner:
+        """An Aligner without training: a LangChain chat model corrects under minimal-edit instructions."""
+        from aligner_chain.engines.chat import TEMPLATE, ChatEngine
+
+        model: Any = chat_model
+        name = getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__
+        return cls(ChatEngine(chat_model), metadata=AlignerMetadata(name=str(name), version="chat", template=TEMPLATE))
+
+    @classmethod
+    def scripted(cls, script: Callable[[Exchange], str]) -> Aligner:
+        """A fake for tests: `script` returns the corrected text, and the same text approves the answer."""
+        from aligner_chain.engines.scripted import ScriptedEngine
+
+        metadata = AlignerMetadata(name="scripted", version="1", template="scripted")
+        return cls(ScriptedEngine(script), metadata=metadata)
+
+    @property
+    def identity(self) -> str:
+        """`name@version`."""
+        return self.metadata.identity
+
+    def correct(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        criteria: Sequence[str] | None = None,
+        strength: float | None = None,
+        timeout: float | None = None,
+    ) -> list[Correction]:
+        """Corrects each answer; one `Correction` per exchange, in the same order.
+
+        Args:
+            exchanges: What was asked and answered. An empty answer is skipped.
+            criteria: What to judge by, in the Aligner's own words; None: what it was trained for.
+            strength: Nats by which KEEP is made less likely (negative: more); None or 0: as trained.
+            timeout: Seconds for all of them together; None: without end. What is not finished then has failed.
+
+        What goes wrong with one answer does not raise: its correction has the outcome "failed", the `error`, and the
+        original as its text.
+
+        Raises:
+            CapabilityError: The Aligner has no place for criteria, or no verdict to bias.
+        """
+        jobs, tickets = self._start(exchanges, criteria, strength, timeout)
+        try:
+            wait([ticket.future for ticket in tickets], timeout=timeout)
+        finally:
+            _cancel(tickets)
+        return [self._finish(job) for job in jobs]
+
+    async def acorrect(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        criteria: Sequence[str] | None = None,
+        strength: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  (the same name and meaning as in `correct`)
+    ) -> list[Correction]:
+        """`correct` without blocking the event loop; cancelling the task cancels what is being decoded."""
+        jobs, tickets = self._start(exchanges, criteria, strength, timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.gather(
+                    *(asyncio.wrap_future(ticket.future) for ticket in tickets), return_exceptions=True
+                )
+        except TimeoutError:
+            pass  # told apart for each job by `_finish`
+        finally:
+            _cancel(tickets)
+        return [self._finish(job) for job in jobs]
+
+    def close(self) -> None:
+        """Finishes what runs and frees the model."""
+        self.engine.close()
+
+    def _start(
+        self,
+        exchanges: Sequence[Exchange],
+        criteria: Sequence[str] | None,
+        strength: float | None,
+        timeout: float | None,
+    ) -> tuple[list[_Job], list[Ticket]]:
+        self._check_strength(strength)
+        deadline = timeout if self.engine.capabilities.deadline else None
+        jobs = [self._job(exchange, tuple(criteria or ()), strength or 0.0, deadline) for exchange in exchanges]
+        running = [job for job in jobs if job.request is not None]
+        try:
+            tickets = list(self.engine.submit([job.request for job in running if job.request is not None]))
+        except EngineError as error:
+            return [_Job(job.exchange, settled=job.settled or self._failed(job.exchange, error)) for job in jobs], []
+        for job, ticket in zip(running, tickets, strict=True):
+            job.ticket = ticket
+        return jobs, tickets
+
+    def _check_strength(self, strength: float | None) -> None:
+        verdict = self.template is not None and self.template.verdict
+        if strength and not (verdict and self.engine.capabilities.bias):
+            raise CapabilityError(
+                f"strength= moves the verdict KEEP, which {self.identity} ({self.metadata.template}) does not give. Call "
+                "correct() without it, or train an Aligner with a verdict: aligner-bootstrap train-aligner."
+            )
+
+    def _job(self, exchange: Exchange, criteria: tuple[str, ...], strength: float, deadline: float | None) -> _Job:
+        if not exchange.answer.strip():
+            return _Job(exchange, settled=self._correction(exchange, "skipped", reason="the answer is empty"))
+        if not exchange.question.strip():
+            return _Job(exchange, settled=self._failed(exchange, _no_question()))
+        request = Request(key=str(uuid7()), exchange=exchange, criteria=criteria, deadline_s=deadline)
+        if self.template is None or self.tokenizer is None:
+            return _Job(exchange, request)
+        try:
+            rendered = self.template.render(
+                exchange, self.tokenizer, window=self.engine.capabilities.window, criteria=criteria
+            )
+        except CorrectionError as error:
+            return _Job(exchange, settled=self._failed(exchange, error))
+        return _Job(exchange, _with_tokens(request, rendered, strength), rendered)
+
+    def _finish(self, job: _Job) -> Correction:
+        if job.settled is not None:
+            return job.settled
+        generation = _generation(job.ticket)
+        if isinstance(generation, Exception):
+            return self._failed(job.exchange, generation)
+        try:
+            return self._assembled(job, generation, self._parsed(job, generation))
+        except CorrectionError as error:
+            return replace(self._failed(job.exchange, error), usage=generation.usage, scores=_scores(job, generation))
+
+    def _parsed(self, job: _Job, generation: Generation) -> Parsed:
+        _require_finished(generation)
+        if job.rendered is None or self.template is None or self.tokenizer is None:
+            return Parsed(keep=generation.approved, text=generation.text or "", criteria=generation.criteria)
+        # A template's only stop id is its verdict KEEP, which needs nothing after it.
+        ended = job.rendered.stop_ids if generation.finish == "stop" else ()
+        return self.template.parse((*generation.ids, *ended), self.tokenizer, job.rendered)
+
+    def _assembled(self, job: _Job, generation: Generation, parsed: Parsed) -> Correction:
+        answer = job.exchange.answer
+        notes = "; ".join(job.rendered.notes) if job.rendered is not None else ""
+        given = {"usage": generation.usage, "scores": _scores(job, generation)}
+        if parsed.keep or parsed.text == answer:
+            return self._correction(job.exchange, "approved", reason=notes, **given)
+        if not parsed.text.strip():
+            return self._correction(job.exchange, "kept", reason="the correction was empty", **given)
+        corrected = self._correction(job.exchange, "corrected", reason=notes, criteria=parsed.criteria, **given)
+        return replace(corrected, text=parsed.text, edits=edits_between(answer, parsed.text))
+
+    def _failed(self, exchange: Exchange, error: Exception) -> Correction:
+        return self._correction(exchange, "failed", reason=str(error).partition(". ")[0], error=error)
+
+    def _correction(self, exchange: Exchange, outcome: Any, **rest: Any) -> Correction:
+        return Correction(
+            exchange=exchange,
+            text=exchange.answer,
+            outcome=outcome,
+            aligner=self.identity,
+            template=self.metadata.template,
+            **rest,
+        )
+
+
+@dataclass(slots=True)
+class _Job:
+    """One exchange on its way: settled without the engine, or a request with its ticket."""
+
+    exchange: Exchange
+    request: Request | None = None
+    rendered: Rendered | None = None
+    settled: Correction | None = None
+    ticket: Ticket | None = None
+
+
+def _metadata(
+    path: str | Path, folder: Path, template: str | CorrectionTemplate | None, revision: str | None
+) -> AlignerMetadata:
+    """What `aligner.json` says, or what can be said without it where the caller names the template."""
+    if template is None:
+        return read_metadata(folder)
+    name = template if isinstance(template, str) else template.name
+    try:
+        return replace(read_metadata(folder), template=name)
+    except CheckpointError:
+        return AlignerMetadata(name=Path(path).name, version=revision or "0", template=name)
+
+
+def _other_text(folder: Path, metadata: AlignerMetadata) -> TemplateError:
+    return TemplateError(
+        f"{folder} was trained with another text of the template {metadata.template} than this version of aligner-chain "
+        f"has:\n{metadata.template_text}\nWays out: install the version that trained it "
+        f"({metadata.package_version}), train it anew with aligner-bootstrap train-aligner, or, if the difference does "
+        f'not matter, pass template="{metadata.template}".'
+    )
+
+
+def _with_tokens(request: Request, rendered: Rendered, strength: float) -> Request:
+    return replace(
+        request,
+        prompt=rendered.prompt,
+        max_new=rendered.max_new,
+        draft=rendered.draft,
+        choices=rendered.choices,
+        bias={rendered.choices[0]: -strength} if strength else {},
+        stop_ids=rendered.stop_ids,
+    )
+
+
+def _cancel(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        if not ticket.future.done():
+            ticket.cancel()
+
+
+def _generation(ticket: Ticket | None) -> Generation | AlignerError:
+    """What the engine made of a ticket nobody waits for any more: a generation, or the error in its place."""
+    if ticket is None or not ticket.future.done() or ticket.future.cancelled():
+        return _timed_out()
+    error = ticket.future.exception()
+    if error is None:
+        return ticket.future.result()
+    if isinstance(error, AlignerError):
+        return error
+    failure = EngineError(f"The engine failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _require_finished(generation: Generation) -> None:
+    """Raises where the output broke off: half a correction is never served."""
+    if generation.finish in ("deadline", "cancelled"):
+        raise _timed_out()
+    if generation.finish == "length":
+        raise IncompleteCorrectionError(
+            f"The correction was not finished after {len(generation.ids)} tokens, half as much again as the answer. Ways "
+            "out: an Aligner with a longer window, or one that was trained for small changes; an untrained model never "
+            "ends."
+        )
+
+
+def _scores(job: _Job, generation: Generation) -> Mapping[str, float]:
+    """The probability of KEEP against FIX, before any bias."""
+    if job.rendered is None or not generation.choice_logprobs:
+        return {}
+    keep, fix = (generation.choice_logprobs[token] for token in job.rendered.choices)
+    # The difference can be so large that exp overflows; then the probability is 0 to every digit.
+    return {"keep": 1 / (1 + math.exp(min(fix - keep, 700.0)))}
+
+
+def _timed_out() -> CorrectionTimeoutError:
+    return CorrectionTimeoutError(
+        "The correction was not finished in the time given. Ways out: a longer timeout=, fewer exchanges in one call, or "
+        "a GPU."
+    )
+
+
+def _no_question() -> PromptNotFoundError:
+    return PromptNotFoundError(
+        "The exchange holds no question: none of its turns is a user's with a text. An answer is never corrected blind; "
+        "put the question into Exchange.turns.",
+        reason="unknown",
+    )

@@ -1,0 +1,262 @@
+"""The Aligner: every outcome, on a tiny model that was trained for it here."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from aligner_chain import Aligner, Exchange, Turn
+from aligner_chain.checkpoint import AlignerMetadata
+from aligner_chain.engines.huggingface import HuggingFaceEngine
+from aligner_chain.errors import (
+    CapabilityError,
+    ConfigurationError,
+    ContextOverflowError,
+    CorrectionTimeoutError,
+    DelimiterError,
+    EngineError,
+    IncompleteCorrectionError,
+    PromptNotFoundError,
+    TemplateError,
+    UnreadableCorrectionError,
+)
+from aligner_chain.templates import get_template, prepare_tokenizer
+
+GOOD = Exchange.of("Return?", "Within 30 days.")
+WRONG = Exchange.of("Return?", "Within 90 days!")
+RUDE = Exchange.of("Hello?", "Go away.")
+ENDLESS = Exchange.of("Count.", "One.")
+ODD = Exchange.of("Odd?", "Odd.")
+
+
+@pytest.fixture(scope="module")
+def trained(make_tokenizer: Any, tiny_llama: Any) -> tuple[Any, Any]:
+    """A tiny Aligner and its tokenizer, trained until it knows the few exchanges above by heart."""
+    tokenizer = make_tokenizer()
+    prepare_tokenizer(tokenizer)
+    template = get_template("aligner-chain/1")
+    unreadable = tuple(tokenizer.encode("Odd</s>", add_special_tokens=False))
+    endless = template.target(tokenizer, "2" * 80)[:-1]
+    targets = {
+        GOOD: template.target(tokenizer, None),
+        WRONG: template.target(tokenizer, "Within 30 days!", ["true"]),
+        RUDE: template.target(tokenizer, ""),
+        ENDLESS: endless,
+        ODD: unreadable,
+    }
+    model = tiny_llama(tokenizer, dtype="float32", initializer_range=0.1)
+    rows = [(template.prompt(exchange, tokenizer), target) for exchange, target in targets.items()]
+    width = max(len(prompt) + len(target) for prompt, target in rows)
+    ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
+    for row, (prompt, target) in enumerate(rows):
+        ids[row, : len(prompt) + len(target)] = torch.tensor([*prompt, *target])
+        labels[row, len(prompt) : len(prompt) + len(target)] = torch.tensor(target)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.02
+    return model.eval(), tokenizer
+
+
+@pytest.fixture
+def aligner(trained: Any) -> Iterator[Aligner]:
+    model, tokenizer = trained
+    metadata = AlignerMetadata(name="tiny", version="7", template="aligner-chain/1")
+    made = Aligner(
+        HuggingFaceEngine(model, tokenizer),
+        metadata=metadata,
+        template=get_template("aligner-chain/1"),
+        tokenizer=tokenizer,
+    )
+    yield made
+    made.close()
+
+
+def test_every_outcome_in_one_batch_and_in_order(aligner: Aligner) -> None:
+    too_long = Exchange.of("q" * 300, "a")
+    empty, blind = Exchange.of("Hello?", " \n"), Exchange(turns=(), answer="a")
+    exchanges = [GOOD, WRONG, RUDE, ENDLESS, ODD, too_long, empty, blind]
+    corrections = aligner.correct(exchanges)
+    assert [one.exchange for one in corrections] == exchanges
+    good, wrong, rude, endless, odd, long, skipped, unasked = corrections
+
+    assert (good.outcome, good.text, good.edits, good.usage.forwards) == ("approved", GOOD.answer, (), 1)
+    assert good.scores["keep"] > 0.9
+    assert (wrong.outcome, wrong.text, wrong.criteria) == ("corrected", "Within 30 days!", ("true",))
+    assert wrong.diff() == "Within [-90-]{+30+} days!"
+    assert wrong.scores["keep"] < 0.1
+    assert (rude.outcome, rude.text, rude.reason) == ("kept", "Go away.", "the correction was empty")
+    assert (skipped.outcome, skipped.text) == ("skipped", " \n")
+    for failed, error in [
+        (endless, IncompleteCorrectionError),
+        (odd, UnreadableCorrectionError),
+        (long, ContextOverflowError),
+        (unasked, PromptNotFoundError),
+    ]:
+        assert (failed.outcome, type(failed.error), failed.text) == ("failed", error, failed.exchange.answer)
+        assert failed.reason
+        assert str(failed.error).startswith(failed.reason)
+        with pytest.raises(error):
+            failed.raise_for_failure()
+    assert {(one.aligner, one.template) for one in corrections} == {("tiny@7", "aligner-chain/1")}
+    assert endless.usage.new_tokens > 60
+
+
+async def test_the_async_twin_gives_the_same(aligner: Aligner) -> None:
+    exchanges = [GOOD, WRONG, RUDE, ODD, Exchange.of("Hello?", "")]
+    waited = await aligner.acorrect(exchanges)
+    assert [_told(one) for one in waited] == [_told(one) for one in aligner.correct(exchanges)]
+
+
+def _told(correction: Any) -> Any:
+    return replace(correction, id="", usage=type(correction.usage)(), scores={})
+
+
+def test_nothing_to_correct(aligner: Aligner) -> None:
+    assert aligner.correct([]) == []
+
+
+def test_strength_moves_the_verdict(aligner: Aligner) -> None:
+    def outcomes(strength: float) -> list[str]:
+        return [one.outcome for one in aligner.correct([GOOD, WRONG], strength=strength)]
+
+    assert outcomes(0.0) == ["approved", "corrected"]
+    assert outcomes(-50.0) == ["approved", "approved"]
+    assert outcomes(50.0)[0] != "approved"
+    # The score is the model's own, whatever the strength.
+    [plain], [pushed] = aligner.correct([GOOD]), aligner.correct([GOOD], strength=50.0)
+    assert plain.scores["keep"] == pytest.approx(pushed.scores["keep"])
+
+
+def test_left_out_turns_are_told(aligner: Aligner) -> None:
+    history = tuple(Turn(role=role, text="x" * 150) for role in ("user", "assistant"))
+    [correction] = aligner.correct([replace(GOOD, turns=(*history, *GOOD.turns))])
+    assert (correction.outcome, correction.reason) == ("approved", "1 oldest turns left out to fit the window")
+
+
+def test_a_closed_engine_fails_each_answer(aligner: Aligner) -> None:
+    aligner.close()
+    corrections = aligner.correct([GOOD, Exchange.of("q", "")])
+    assert [one.outcome for one in corrections] == ["failed", "skipped"]
+    assert isinstance(corrections[0].error, EngineError)
+
+
+# --- time ---
+
+
+@pytest.fixture
+def slow(trained: Any) -> Iterator[threading.Event]:
+    """Makes every forward of the model wait for the event."""
+    go = threading.Event()
+    handle = trained[0].register_forward_pre_hook(lambda *_: _wait(go))
+    yield go
+    go.set()
+    handle.remove()
+
+
+def _wait(go: threading.Event) -> None:
+    """A hook must return nothing."""
+    go.wait(30)
+
+
+def test_a_timeout_fails_what_is_not_finished(aligner: Aligner, slow: threading.Event) -> None:
+    exchanges = [GOOD, Exchange.of("q", "")]
+    corrections = aligner.correct(exchanges, timeout=0.05)
+    assert [one.outcome for one in corrections] == ["failed", "skipped"]
+    assert isinstance(corrections[0].error, CorrectionTimeoutError)
+    assert isinstance(corrections[0].error, TimeoutError)
+    slow.set()
+    assert aligner.correct([GOOD], timeout=60)[0].outcome == "approved"
+
+
+async def test_an_async_timeout_fails_what_is_not_finished(aligner: Aligner, slow: threading.Event) -> None:
+    [correction] = await aligner.acorrect([GOOD], timeout=0.05)
+    assert isinstance(correction.error, CorrectionTimeoutError)
+
+
+async def test_cancelling_the_task_cancels_the_rows(aligner: Aligner, slow: threading.Event) -> None:
+    task = asyncio.create_task(aligner.acorrect([ENDLESS]))
+    seen: list[int] = []
+    engine: Any = aligner.engine
+    handle = engine.model.register_forward_hook(lambda *_: seen.append(1))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    slow.set()
+    aligner.close()
+    handle.remove()
+    # It would have gone on for 69 tokens.
+    assert len(seen) <= 1
+
+
+def test_a_deadline_found_by_the_engine_is_a_timeout(aligner: Aligner) -> None:
+    [correction] = aligner.correct([GOOD], timeout=0.0)
+    assert isinstance(correction.error, CorrectionTimeoutError)
+
+
+# --- set up wrongly ---
+
+
+def test_templates_without_verdict_or_criteria(trained: Any) -> None:
+    model, tokenizer = trained
+    template = get_template("pku-aligner/2", "refuse")
+    metadata = AlignerMetadata(name="pku", version="1", template=template.name)
+    foreign = Aligner(HuggingFaceEngine(model, tokenizer), metadata=metadata, template=template, tokenizer=tokenizer)
+    with pytest.raises(CapabilityError, match="strength="):
+        foreign.correct([GOOD], strength=1.0)
+    with pytest.raises(CapabilityError, match="criteria"):
+        foreign.correct([GOOD], criteria=["polite"])
+    [correction] = foreign.correct([Exchange.of("##Answer: x", "y")])
+    assert isinstance(correction.error, DelimiterError)
+    foreign.close()
+
+
+def test_an_engine_of_tokens_needs_a_fitting_template(tokenizer: Any, tiny_llama: Any) -> None:
+    engine = HuggingFaceEngine(tiny_llama(tokenizer), tokenizer)
+    metadata = AlignerMetadata(name="x", version="1", template="aligner-chain/1")
+    with pytest.raises(ConfigurationError, match="template"):
+        Aligner(engine, metadata=metadata)
+    with pytest.raises(TemplateError, match="train-aligner"):
+        Aligner(engine, metadata=metadata, template=get_template("aligner-chain/1"), tokenizer=tokenizer)
+
+
+# --- scripted ---
+
+
+def test_a_script_plays_the_aligner() -> None:
+    def script(exchange: Exchange) -> str:
+        if exchange.question == "fail":
+            raise LookupError("no such line")
+        return exchange.answer.replace("90", "30")
+
+    aligner = Aligner.scripted(script)
+    assert aligner.identity == "scripted@1"
+    good, wrong, failed = aligner.correct([GOOD, WRONG, Exchange.of("fail", "x")])
+    assert (good.outcome, wrong.outcome, wrong.text) == ("approved", "corrected", "Within 30 days!")
+    assert isinstance(failed.error, EngineError)
+    assert isinstance(failed.error.__cause__, LookupError)
+    assert Aligner.scripted(lambda _: " ").correct([GOOD])[0].outcome == "kept"
+    with pytest.raises(CapabilityError, match="strength="):
+        aligner.correct([GOOD], strength=1.0)
+    aligner.close()
+    assert isinstance(aligner.correct([GOOD])[0].error, EngineError)
+
+
+def test_what_a_script_finished_before_the_timeout_counts() -> None:
+    go = threading.Event()
+    aligner = Aligner.scripted(lambda exchange: exchange.answer if exchange is GOOD or go.wait(30) else "")
+    good, wrong = aligner.correct([GOOD, WRONG], timeout=0.2)
+    go.set()
+    assert good.outcome == "approved"
+    assert isinstance(wrong.error, CorrectionTimeoutError)
+    aligner.close()
