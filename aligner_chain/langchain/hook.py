@@ -1,0 +1,45 @@
+"""`on_correction`: telling of each correction without ever disturbing the chain."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from aligner_chain.exchange import Correction
+
+_LOG = logging.getLogger(__name__)
+
+
+class CorrectionHook:
+    """Calls `on_correction`; nothing that it does wrong reaches the chain. `failures` counts what did go wrong."""
+
+    def __init__(self, function: Callable[[Correction], object]) -> None:
+        self.function = function
+        self.failures = 0
+
+    def __call__(self, correction: Correction) -> None:
+        with self._guarded():
+            result = self.function(correction)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(
+                    "on_correction is a coroutine function, but the chain was run without asyncio: the correction was "
+                    "not handed over. Run the chain with ainvoke, abatch or astream, or give a plain function."
+                )
+
+    async def acall(self, correction: Correction) -> None:
+        """The same for asyncio, where a coroutine is awaited."""
+        with self._guarded():
+            result = self.function(correction)
+            if inspect.isawaitable(result):
+                await result
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:  # noqa: BLE001  Whatever the user's function raises, the answer must still be served.
+            self.failures += 1
+            _LOG.exception("on_correction failed; the chain goes on")

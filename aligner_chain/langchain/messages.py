@@ -1,0 +1,237 @@
+"""LangChain's messages as questions and answers, and a correction as a message again.
+
+A message is shared by caches, states and handlers, so it is never changed: what comes out is a copy, or the very object
+that came in where there was nothing to correct.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+
+from aligner_chain.errors import PromptNotFoundError
+from aligner_chain.exchange import Correction, Turn
+
+METADATA_KEY = "aligner"
+"""Where `response_metadata` tells what became of the answer."""
+
+_ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
+    (HumanMessage, "user"),
+    (AIMessage, "assistant"),
+    (SystemMessage, "system"),
+    (ToolMessage, "tool"),
+    (FunctionMessage, "tool"),
+)
+_RUN_ID = re.compile(r"run-{1,2}([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+_OFFSETS = ("annotations", "citations")
+
+_FOUND = {
+    "unknown": "The question of this answer is not known: no model run that this process recorded gave it.",
+    "ambiguous": "The question of this answer is ambiguous: models near the corrector were asked different ones.",
+}
+_REMEDIES = """Give the question in one of these ways:
+- chain.invoke(..., config={"configurable": {"aligner_question": question}})
+- corrector.invoke({"question": question, "answer": answer})
+- corrector.invoke({"messages": [*prompt_messages, answer_message]})
+- AlignerCorrector(question=question), where it is always the same"""
+
+_READABLE = """AlignerCorrector reads an AIMessage, a str, {"question": ..., "answer": ...}, {"messages": [..., AIMessage]} \
+or a list of messages that ends in an AIMessage.
+Put it right after the model, before any parser that makes something else of the answer:  llm | AlignerCorrector() | parser"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One input of the corrector: the answer as it was given and, where the input says so, what was asked."""
+
+    given: AIMessage | str
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return text_of(self.given)
+
+    @property
+    def message(self) -> AIMessage | None:
+        return self.given if isinstance(self.given, AIMessage) else None
+
+
+def read_answer(value: object) -> Answer:
+    """The answer in an input of the corrector.
+
+    Raises:
+        TypeError: the input is none of the readable forms; the message lists them.
+    """
+    if isinstance(value, str | AIMessage):
+        return Answer(given=value)
+    if isinstance(value, Mapping) and "messages" in value:
+        return _end_of_conversation(value["messages"])
+    if isinstance(value, Mapping) and {"question", "answer"} <= value.keys():
+        return _question_and_answer(value)
+    if isinstance(value, list | tuple):
+        return _end_of_conversation(value)
+    raise _unreadable(value)
+
+
+def turns_of(messages: Iterable[BaseMessage]) -> tuple[Turn, ...]:
+    """The text of each message, with its role in the words of `Turn`."""
+    return tuple(Turn(role=_role(message), text=text_of(message)) for message in messages)
+
+
+def known_turns(messages: Iterable[BaseMessage]) -> tuple[Turn, ...]:
+    """The turns that hold text, or none where the user said nothing in words: such a question is not known."""
+    turns = tuple(turn for turn in turns_of(messages) if turn.text.strip())
+    return turns if any(turn.role == "user" for turn in turns) else ()
+
+
+def text_of(answer: BaseMessage | str) -> str:
+    """The text of a message, without its other blocks."""
+    return str(answer.text if isinstance(answer, BaseMessage) else answer)
+
+
+def run_id_of(message_id: str | None) -> UUID | None:
+    """The model run that LangChain wrote into a message's id, or None where a provider or a user chose the id."""
+    match = _RUN_ID.search(message_id or "")
+    return UUID(match.group(1)) if match else None
+
+
+def upstream_of(message: BaseMessage) -> str | None:
+    """The model that wrote the message: as `name@version` where it says so, else by the name its provider gives it."""
+    metadata = message.response_metadata
+    name = metadata.get("upstream") or metadata.get("model_name")
+    return str(name) if name else None
+
+
+def skip_reason(answer: AIMessage | str) -> str:
+    """Why this answer is not for the Aligner, or "" where it is."""
+    if isinstance(answer, AIMessage) and calls_tools(answer):
+        return "the answer calls a tool"
+    if not text_of(answer).strip():
+        return "the answer is empty"
+    if _is_json(text_of(answer)) or (isinstance(answer, AIMessage) and "parsed" in answer.additional_kwargs):
+        return "the answer is structured output"
+    if isinstance(answer, AIMessage) and _is_interleaved(answer.content):
+        return "the text stands on both sides of other content"
+    return ""
+
+
+def calls_tools(message: AIMessage) -> bool:
+    """Whether the message asks for a tool, be the call whole, broken or a first piece of one."""
+    pieces = message.tool_call_chunks if isinstance(message, AIMessageChunk) else ()
+    called = message.tool_calls or message.invalid_tool_calls or pieces
+    return bool(called or "function_call" in message.additional_kwargs)
+
+
+def deliver(given: AIMessage | str, correction: Correction, *, keep_original: bool = False) -> AIMessage | str:
+    """The answer to hand on: a text for a text; for a message its copy, under the same id, with the corrected text."""
+    if correction.outcome == "skipped":
+        return given
+    if isinstance(given, str):
+        return correction.text
+    content = _with_text(given.content, correction.text) if correction.changed else given.content
+    metadata = {**given.response_metadata, METADATA_KEY: summary(correction, keep_original=keep_original)}
+    return given.model_copy(update={"content": content, "response_metadata": metadata})
+
+
+def summary(correction: Correction, *, keep_original: bool = False) -> dict[str, Any]:
+    """What `response_metadata` tells of a correction; the original's text only with `keep_original`."""
+    told: dict[str, Any] = {
+        "outcome": correction.outcome,
+        "reason": correction.reason,
+        "correction_id": correction.id,
+        "aligner": correction.aligner,
+        "edits": len(correction.edits),
+    }
+    if keep_original:
+        told |= {"original": correction.exchange.answer, "edit_list": [asdict(edit) for edit in correction.edits]}
+    return told
+
+
+def prompt_not_found(reason: Literal["unknown", "ambiguous"]) -> PromptNotFoundError:
+    """The error for an answer without a question, with the ways to give one."""
+    return PromptNotFoundError(f"{_FOUND[reason]}\n{_REMEDIES}", reason=reason)
+
+
+def _end_of_conversation(messages: Any) -> Answer:
+    if not isinstance(messages, list | tuple) or not messages:
+        raise _unreadable(messages)
+    *asked, answer = convert_to_messages(messages)
+    if not isinstance(answer, AIMessage):
+        raise _unreadable(answer)
+    return Answer(given=answer, turns=known_turns(asked))
+
+
+def _question_and_answer(value: Mapping[str, Any]) -> Answer:
+    question, answer = value["question"], value["answer"]
+    if not isinstance(question, str) or not isinstance(answer, str | AIMessage):
+        raise _unreadable(value)
+    message = AIMessage(content=answer) if isinstance(answer, str) else answer
+    return Answer(given=message, turns=known_turns([HumanMessage(question)]))
+
+
+def _unreadable(value: object) -> TypeError:
+    keys = f" with the keys {sorted(map(str, value))}" if isinstance(value, Mapping) else ""
+    return TypeError(f"This {type(value).__name__}{keys} holds no answer to correct. {_READABLE}")
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, ChatMessage):
+        return message.role
+    return next((role for kind, role in _ROLES if isinstance(message, kind)), message.type)
+
+
+def _is_json(text: str) -> bool:
+    fenced = _FENCE.fullmatch(text.strip())
+    bare = (fenced.group(1) if fenced else text).strip()
+    if not bare.startswith(("{", "[")):
+        return False
+    try:
+        json.loads(bare)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_text(block: object) -> bool:
+    return isinstance(block, str) or (isinstance(block, Mapping) and block.get("type") == "text")
+
+
+def _is_interleaved(content: str | Sequence[object]) -> bool:
+    if isinstance(content, str):
+        return False
+    places = [place for place, block in enumerate(content) if _is_text(block)]
+    return places[-1] - places[0] >= len(places)
+
+
+def _with_text(content: str | list[Any], text: str) -> str | list[Any]:
+    """The content with its run of text blocks replaced by the first of them, which says `text`.
+
+    Annotations and citations go, since they point at characters that are no longer there.
+    """
+    if isinstance(content, str):
+        return text
+    first = next(place for place, block in enumerate(content) if _is_text(block))
+    kept = [block for place, block in enumerate(content) if place == first or not _is_text(block)]
+    kept[first] = text if isinstance(kept[first], str) else _without_offsets(kept[first]) | {"text": text}
+    return kept
+
+
+def _without_offsets(block: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key not in _OFFSETS}

@@ -1,0 +1,594 @@
+"""`AlignerCorrector` as a Runnable: what it reads, which question holds, failures, batches, streams, traces, settings."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.load import dumpd, load
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
+from pydantic import BaseModel, ValidationError
+
+from aligner_chain import Aligner, AlignerNotConfiguredError, CheckpointError, Correction, Exchange, PromptNotFoundError
+from aligner_chain.checkpoint import AlignerMetadata
+from aligner_chain.engines.base import Request, Ticket
+from aligner_chain.engines.scripted import ScriptedEngine
+from aligner_chain.errors import EngineError
+from aligner_chain.exchange import Turn
+from aligner_chain.langchain import AlignerCorrector
+from aligner_chain.langchain.corrector import loaded_aligner
+
+QUESTION = {"configurable": {"aligner_question": "q"}}
+
+
+class CountingEngine(ScriptedEngine):
+    """Notes how many requests each call brings."""
+
+    def __init__(self, script: Any) -> None:
+        super().__init__(script)
+        self.batches: list[int] = []
+
+    def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
+        self.batches.append(len(requests))
+        return super().submit(requests)
+
+
+@pytest.fixture
+def engine() -> CountingEngine:
+    def fix(exchange: Exchange) -> str:
+        if "crash" in exchange.answer:
+            raise RuntimeError("out of luck")
+        return exchange.answer.replace("bad", "good")
+
+    return CountingEngine(fix)
+
+
+@pytest.fixture
+def fixer(engine: CountingEngine, told: list[Correction]) -> AlignerCorrector:
+    """Corrects "bad" to "good"; fails on "crash"."""
+    aligner = Aligner(engine, metadata=AlignerMetadata(name="counting", version="1", template="scripted"))
+    return AlignerCorrector(aligner, question="q", on_correction=told.append)
+
+
+# What it reads
+
+
+def test_text_comes_back_as_text(corrector: AlignerCorrector) -> None:
+    assert corrector.invoke("a", QUESTION) == "<q|a>"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        AIMessage("a", id="1"),
+        AIMessageChunk("a", id="1"),
+        {"question": "q", "answer": AIMessage("a", id="1")},
+        {"messages": [HumanMessage("q"), AIMessage("a", id="1")]},
+        [HumanMessage("q"), AIMessage("a", id="1")],
+        [("human", "q"), {"role": "assistant", "content": "a", "id": "1"}],
+    ],
+)
+def test_messages_come_back_as_messages(corrector: AlignerCorrector, given: Any) -> None:
+    result = corrector.invoke(given, QUESTION)
+    assert isinstance(result, AIMessage)
+    assert (result.text, result.id) == ("<q|a>", "1")
+
+
+def test_question_and_answer_of_a_dict(corrector: AlignerCorrector) -> None:
+    result = corrector.invoke({"question": "asked", "answer": "a", "context": "more keys are no harm"})
+    assert isinstance(result, AIMessage)
+    assert result.text == "<asked|a>"
+
+
+def test_a_conversation_keeps_its_turns(corrector: AlignerCorrector, asked: list[Exchange]) -> None:
+    call = {"name": "f", "args": {}, "id": "1"}
+    corrector.invoke(
+        {"messages": [("system", "s"), ("human", "q"), AIMessage("", tool_calls=[call]), ("ai", "hm"), AIMessage("a")]}
+    )
+    assert asked[0].turns == (
+        Turn(role="system", text="s"),
+        Turn(role="user", text="q"),
+        Turn(role="assistant", text="hm"),
+    )
+
+
+class Parsed(BaseModel):
+    answer: str
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"answer": "a"},
+        {"question": 1, "answer": "a"},
+        Parsed(answer="a"),
+        HumanMessage("a"),
+        [HumanMessage("a")],
+        [],
+        {"messages": []},
+        {"messages": None},
+        None,
+        3,
+    ],
+)
+def test_other_inputs_are_an_error_that_says_what_is_read(corrector: AlignerCorrector, given: Any) -> None:
+    with pytest.raises(TypeError, match=r"llm \| AlignerCorrector\(\) \| parser"):
+        corrector.invoke(given, QUESTION)
+
+
+# Which question holds
+
+
+def test_precedence_of_questions(models: SimpleNamespace, aligner: Aligner) -> None:
+    fixed = AlignerCorrector(aligner, question="fixed")
+    llm = models.Chat()
+    assert (llm | AlignerCorrector(aligner)).invoke("recorded").text == "<recorded|A(recorded)>"
+    assert (llm | fixed).invoke("recorded").text == "<fixed|A(recorded)>"
+    assert (llm | fixed).invoke("recorded", QUESTION).text == "<q|A(recorded)>"
+    assert fixed.invoke({"question": "explicit", "answer": "a"}, QUESTION).text == "<explicit|a>"
+    assert fixed.invoke([HumanMessage("explicit"), AIMessage("a")], QUESTION).text == "<explicit|a>"
+
+
+def test_an_empty_question_is_no_question(aligner: Aligner) -> None:
+    for given in ({"question": " ", "answer": "a"}, [AIMessage("a")]):
+        with pytest.raises(PromptNotFoundError):
+            AlignerCorrector(aligner).invoke(given, {"configurable": {"aligner_question": ""}})
+        assert AlignerCorrector(aligner, question="q").invoke(given).text == "<q|a>"
+
+
+def test_explicit_source_asks_no_recorder(models: SimpleNamespace, aligner: Aligner) -> None:
+    explicit = AlignerCorrector(aligner, prompt_source="explicit")
+    with pytest.raises(PromptNotFoundError):
+        (models.Chat() | explicit).invoke("q")
+    assert (models.Chat() | explicit).invoke("q", QUESTION).text == "<q|A(q)>"
+
+
+@pytest.mark.parametrize("on_error", ["raise", "pass_through"])
+def test_a_missing_question_is_always_raised(aligner: Aligner, told: list[Correction], on_error: Any) -> None:
+    corrector = AlignerCorrector(aligner, on_error=on_error, on_correction=told.append)
+    with pytest.raises(PromptNotFoundError):
+        corrector.invoke("a")
+    assert told == []
+
+
+def test_a_question_that_is_no_text_is_an_error(corrector: AlignerCorrector) -> None:
+    with pytest.raises(TypeError, match="aligner_question"):
+        corrector.invoke("a", {"configurable": {"aligner_question": HumanMessage("q")}})
+
+
+# What is recorded of an exchange
+
+
+def test_keys_of_the_record_flow_through_the_chain(
+    models: SimpleNamespace, prompt: ChatPromptTemplate, corrector: AlignerCorrector, asked: list[Exchange]
+) -> None:
+    chain = prompt | models.Chat() | StrOutputParser() | corrector
+    chain.invoke({"q": "q"}, {"configurable": {"aligner_split_key": "k", "aligner_subject": "s"}})
+    assert (asked[0].split_key, asked[0].subject) == ("k", "s")
+    assert chain.get_config_jsonschema()["$defs"]["Configurable"]["properties"].keys() == {
+        "aligner_question",
+        "aligner_split_key",
+        "aligner_subject",
+    }
+
+
+@pytest.mark.parametrize("parser", [RunnablePassthrough(), StrOutputParser()], ids=["message", "text"])
+def test_the_upstream_is_named(
+    models: SimpleNamespace, corrector: AlignerCorrector, asked: list[Exchange], parser: Any
+) -> None:
+    metadata = {"upstream": "upstream@3", "model_name": "upstream"}
+    chain = models.Scripted(answers=[AIMessage("a", response_metadata=metadata)]) | parser | corrector
+    chain.invoke("q")
+    assert asked[0].upstream == "upstream@3"
+    assert UUID(asked[0].run_id)
+
+
+def test_the_message_and_its_run_are_named(
+    models: SimpleNamespace, corrector: AlignerCorrector, asked: list[Exchange]
+) -> None:
+    answer = (models.Chat() | corrector).invoke("q")
+    assert asked[0].message_id == answer.id
+    assert asked[0].run_id in answer.id
+    corrector.invoke([HumanMessage("q"), AIMessage("a", id="resp_1", response_metadata={"model_name": "m"})])
+    assert (asked[1].message_id, asked[1].run_id, asked[1].upstream) == ("resp_1", None, "m")
+
+
+# Failures
+
+
+async def test_failure_is_raised(fixer: AlignerCorrector, told: list[Correction]) -> None:
+    with pytest.raises(EngineError) as caught:
+        fixer.invoke(AIMessage("crash"))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(EngineError):
+        await fixer.ainvoke("crash")
+    with pytest.raises(EngineError):
+        list(fixer.stream("crash"))
+    assert [c.outcome for c in told] == ["failed"] * 3
+
+
+async def test_failure_passes_through(fixer: AlignerCorrector, told: list[Correction]) -> None:
+    passing = AlignerCorrector(fixer.aligner, question="q", on_error="pass_through", on_correction=told.append)
+    given = AIMessage("crash", id="1")
+    result = passing.invoke(given)
+    assert (result.text, result.id, result.response_metadata["aligner"]["outcome"]) == ("crash", "1", "failed")
+    assert "out of luck" in result.response_metadata["aligner"]["reason"]
+    assert passing.invoke("crash") == "crash"
+    assert [a.text for a in await passing.abatch([given, AIMessage("bad")])] == ["crash", "good"]
+    assert [c.outcome for c in told] == ["failed", "failed", "failed", "corrected"]
+
+
+def test_no_aligner_is_an_error_at_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALIGNER_MODEL", raising=False)
+    monkeypatch.setenv("ALIGNER_HOME", str(tmp_path))
+    corrector = AlignerCorrector(on_error="pass_through", question="q")
+    with pytest.raises(AlignerNotConfiguredError, match="from_chat_model"):
+        corrector.invoke("a")
+    assert corrector.invoke("") == ""
+
+
+def test_a_named_aligner_is_loaded_at_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = tmp_path / "missing"
+    monkeypatch.setenv("ALIGNER_MODEL", str(missing))
+    for corrector in (AlignerCorrector(missing, question="q"), AlignerCorrector(question="q")):
+        with pytest.raises(CheckpointError, match="missing"):
+            corrector.invoke("a")
+
+
+async def test_a_folder_is_loaded_once(
+    tiny_aligner: Path, monkeypatch: pytest.MonkeyPatch, serve: Any, told: list[Correction]
+) -> None:
+    home = serve("upstream@1", None)
+    (home / "aligner" / "1").rmdir()
+    (home / "aligner" / "1").symlink_to(tiny_aligner)
+    settings: Any = {"question": "q", "on_error": "pass_through", "on_correction": told.append}
+    AlignerCorrector(**settings).invoke("a")
+    await AlignerCorrector(tiny_aligner, **settings).ainvoke("a")
+    monkeypatch.setenv("ALIGNER_MODEL", str(tiny_aligner))
+    monkeypatch.setenv("ALIGNER_HOME", "/nowhere")
+    AlignerCorrector(**settings).batch(["a"])
+    assert [correction.aligner for correction in told] == ["tiny@1"] * 3
+    assert loaded_aligner(str(tiny_aligner)) is loaded_aligner(str(home / "aligner" / "1"))
+
+
+def test_unknown_settings_are_refused(aligner: Aligner) -> None:
+    for wrong in ({"on_eror": "raise"}, {"on_error": "ignore"}, {"on_correction": 3}, {"aligner": object()}):
+        with pytest.raises(ValidationError):
+            AlignerCorrector(**wrong)
+    with pytest.raises(TypeError):
+        AlignerCorrector(aligner, question="q").invoke("a", question="other")
+
+
+# Batches
+
+
+@pytest.mark.parametrize("size", [1, 7])
+async def test_a_batch_is_one_call_in_order(fixer: AlignerCorrector, engine: CountingEngine, size: int) -> None:
+    given = [AIMessage(f"bad {index}") for index in range(size)]
+    expected = [f"good {index}" for index in range(size)]
+    assert [a.text for a in fixer.batch(given)] == expected
+    assert [a.text for a in await fixer.abatch(given, {"max_concurrency": 2})] == expected
+    assert engine.batches == [size, size]
+
+
+def test_a_chains_batch_is_one_call(
+    models: SimpleNamespace, prompt: ChatPromptTemplate, fixer: AlignerCorrector, engine: CountingEngine
+) -> None:
+    (prompt | models.Chat() | fixer | StrOutputParser()).batch([{"q": str(index)} for index in range(5)])
+    assert engine.batches == [5]
+
+
+def test_each_of_a_batch_has_its_own_question(corrector: AlignerCorrector) -> None:
+    configs: Any = [{"configurable": {"aligner_question": f"q{index}"}} for index in range(3)]
+    assert corrector.batch(["a", "b", "c"], configs) == ["<q0|a>", "<q1|b>", "<q2|c>"]
+
+
+async def test_one_failure_in_a_batch(fixer: AlignerCorrector, engine: CountingEngine, told: list[Correction]) -> None:
+    given = ["bad", "crash", "", {"no": "answer"}, "fine"]
+    for results in (
+        fixer.batch(given, return_exceptions=True),
+        await fixer.abatch(given, return_exceptions=True),
+    ):
+        assert results[0] == "good"
+        assert isinstance(results[1], EngineError)
+        assert results[2] == ""
+        assert isinstance(results[3], TypeError)
+        assert results[4] == "fine"
+    assert engine.batches == [3, 3]
+    assert [c.outcome for c in told] == ["corrected", "failed", "skipped", "approved"] * 2
+    with pytest.raises(EngineError):
+        fixer.batch(["bad", "crash", "fine"])
+    assert len(told) == 11  # what was corrected is told of, though the batch as a whole is lost
+
+
+def test_an_unknown_question_in_a_batch(aligner: Aligner) -> None:
+    corrector = AlignerCorrector(aligner)
+    given = [{"question": "q", "answer": "a"}, AIMessage("b")]
+    results = corrector.batch(given, return_exceptions=True)
+    assert results[0].text == "<q|a>"
+    assert isinstance(results[1], PromptNotFoundError)
+    with pytest.raises(PromptNotFoundError):
+        corrector.batch(given)
+
+
+async def test_an_empty_batch(fixer: AlignerCorrector) -> None:
+    assert fixer.batch([]) == await fixer.abatch([]) == []
+
+
+async def test_tool_calls_need_no_aligner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNER_MODEL", str(tmp_path / "missing"))
+    call = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])
+    assert AlignerCorrector().invoke(call) is call
+    assert await AlignerCorrector().ainvoke(call) is call
+
+
+# on_correction
+
+
+async def test_on_correction_is_told_before_the_answer_is_returned(aligner: Aligner) -> None:
+    order: list[str] = []
+    corrector = AlignerCorrector(aligner, question="q", on_correction=lambda correction: order.append(correction.text))
+    (corrector | RunnableLambda(lambda _: order.append("returned"))).invoke("a")
+    assert order == ["<q|a>", "returned"]
+
+
+async def test_a_coroutine_is_awaited(aligner: Aligner) -> None:
+    told: list[str] = []
+
+    async def tell(correction: Correction) -> None:
+        told.append(correction.text)
+
+    corrector = AlignerCorrector(aligner, question="q", on_correction=tell)
+    await corrector.ainvoke("a")
+    await corrector.abatch(["b", "c"])
+    [_ async for _ in corrector.astream("d")]
+    assert told == ["<q|a>", "<q|b>", "<q|c>", "<q|d>"]
+    assert corrector.on_correction_failures == 0
+
+
+def test_a_coroutine_without_asyncio_is_a_counted_failure(aligner: Aligner, caplog: pytest.LogCaptureFixture) -> None:
+    async def tell(correction: Correction) -> None:
+        raise AssertionError("never run")
+
+    corrector = AlignerCorrector(aligner, question="q", on_correction=tell)
+    assert corrector.invoke("a") == "<q|a>"
+    assert corrector.on_correction_failures == 1
+    assert "ainvoke" in caplog.text
+
+
+async def test_its_errors_are_logged_and_counted(aligner: Aligner, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(correction: Correction) -> None:
+        raise OSError("disk full")
+
+    corrector = AlignerCorrector(aligner, question="q", on_correction=fail)
+    configured = corrector.configurable_fields(keep_original=ConfigurableField(id="keep"))
+    with caplog.at_level(logging.ERROR):
+        assert corrector.batch(["a", "b"]) == ["<q|a>", "<q|b>"]
+        assert await corrector.ainvoke("c") == "<q|c>"
+        configured.invoke("d", {"configurable": {"keep": True}})
+    assert corrector.on_correction_failures == 4
+    assert "disk full" in caplog.text
+
+
+# Streams
+
+
+class Pieces(RunnableLambda[Any, Any]):
+    """A step that streams what it is given."""
+
+    def __init__(self, *pieces: Any) -> None:
+        def stream(_: Iterator[Any]) -> Iterator[Any]:
+            yield from pieces
+
+        async def astream(_: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            for piece in pieces:
+                yield piece
+
+        super().__init__(stream, astream)
+
+
+async def both_streams(chain: Any) -> list[list[Any]]:
+    return [list(chain.stream("q")), [piece async for piece in chain.astream("q")]]
+
+
+async def test_a_stream_is_held_back_and_corrected(models: SimpleNamespace, fixer: AlignerCorrector) -> None:
+    usage: Any = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    answer = [
+        AIMessageChunk("a b", id="1"),
+        AIMessageChunk("ad answer"),
+        AIMessageChunk("", usage_metadata=usage, response_metadata={"finish_reason": "stop"}),
+    ]
+    chain = models.StreamingScripted(answers=[answer, list(answer)]) | fixer
+    for pieces in await both_streams(chain):
+        [piece] = pieces
+        assert isinstance(piece, AIMessageChunk)
+        assert (piece.text, piece.id, piece.usage_metadata) == ("a good answer", "1", usage)
+        assert piece.response_metadata["finish_reason"] == "stop"
+        assert piece.response_metadata["aligner"]["outcome"] == "corrected"
+        assert piece.chunk_position == "last"
+
+
+async def test_a_streamed_tool_call_passes_piece_by_piece(
+    models: SimpleNamespace, fixer: AlignerCorrector, told: list[Correction]
+) -> None:
+    def call(args: str, name: str | None = None) -> AIMessageChunk:
+        piece = {"name": name, "args": args, "id": "c1" if name else None, "index": 0, "type": "tool_call_chunk"}
+        return AIMessageChunk("", id="1", tool_call_chunks=[piece])
+
+    answer = [AIMessageChunk("a bad", id="1"), call('{"q"', "search"), call(': "bad"}')]
+    chain = models.StreamingScripted(answers=[answer, list(answer)]) | fixer
+    for pieces in await both_streams(chain):
+        whole = pieces[0] + pieces[1:]
+        assert len(pieces) >= len(answer)
+        assert pieces[0].text == whole.text == "a bad"
+        assert whole.tool_calls == [{"name": "search", "args": {"q": "bad"}, "id": "c1", "type": "tool_call"}]
+    assert [c.outcome for c in told] == ["skipped", "skipped"]
+
+
+async def test_text_dicts_and_whole_messages_stream(aligner: Aligner, models: SimpleNamespace) -> None:
+    corrector = AlignerCorrector(aligner)
+    words = models.StreamingChat() | StrOutputParser()
+    assert await both_streams(words | corrector) == [["<q|A(q)>"], ["<q|A(q)>"]]
+    asked_and_answered = RunnableParallel(question=RunnablePassthrough(), answer=models.StreamingChat()) | corrector
+    for [piece] in await both_streams(asked_and_answered):
+        assert piece.text == "<q|A(q)>"
+    for [message] in await both_streams(models.Chat() | corrector):
+        assert message.text == "<q|A(q)>"
+
+
+async def test_an_empty_stream(fixer: AlignerCorrector, told: list[Correction]) -> None:
+    assert list(fixer.transform(iter(()))) == []
+    assert told == []
+
+
+# Traces
+
+
+class Trace(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.runs: dict[UUID, dict[str, Any]] = {}
+
+    def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **run: Any) -> None:
+        self.runs[run_id] = {"prompt": prompts[0], **run}
+
+    def on_llm_end(self, response: Any, *, run_id: UUID, **_: Any) -> None:
+        self.runs.get(run_id, {}).update(response=response)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        self.runs[run_id].update(error=error)
+
+
+async def test_the_aligner_is_a_run_of_its_own(fixer: AlignerCorrector) -> None:
+    trace = Trace()
+    fixer.invoke("bad", {"callbacks": [trace]})
+    await fixer.ainvoke("bad", {"callbacks": [trace]})
+    fixer.batch(["bad", "bad"], {"callbacks": [trace]})
+    assert len(trace.runs) == 4
+    for run in trace.runs.values():
+        assert "q" in run["prompt"]
+        assert run["parent_run_id"] is not None
+        assert {"aligner:internal", "nostream"} <= set(run["tags"])
+        assert run["metadata"].items() >= {"ls_model_name": "counting@1", "ls_model_type": "llm"}.items()
+        assert run["response"].generations[0][0].text == "good"
+        assert run["response"].llm_output["token_usage"].keys() == {
+            "prompt_tokens",
+            "completion_tokens",
+            "total_tokens",
+        }
+
+
+async def test_a_failure_shows_in_the_trace(fixer: AlignerCorrector) -> None:
+    trace = Trace()
+    fixer.batch(["bad", "crash"], {"callbacks": [trace]}, return_exceptions=True)
+    await fixer.abatch(["crash"], {"callbacks": [trace]}, return_exceptions=True)
+    assert ["error" in run for run in trace.runs.values()] == [False, True, True]
+
+
+def test_a_closed_engine_leaves_no_open_run(fixer: AlignerCorrector, engine: CountingEngine) -> None:
+    engine.close()
+    trace = Trace()
+    with pytest.raises(EngineError):
+        fixer.invoke("bad", {"callbacks": [trace]})
+    assert ["error" in run for run in trace.runs.values()] == [True]
+
+
+def test_the_users_token_count_is_the_upstreams(models: SimpleNamespace, fixer: AlignerCorrector) -> None:
+    usage: Any = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    message = AIMessage("bad", usage_metadata=usage, response_metadata={"model_name": "m"})
+    with get_usage_metadata_callback() as counted:
+        (models.Scripted(answers=[message]) | fixer).invoke("q")
+    assert counted.usage_metadata["m"]["total_tokens"] == 3
+    assert len(counted.usage_metadata) == 1
+
+
+async def test_events_show_the_run(models: SimpleNamespace, fixer: AlignerCorrector) -> None:
+    events = [event async for event in (models.Chat() | fixer).astream_events("bad", version="v2")]
+    assert [e["event"] for e in events if e["name"] == "Aligner"] == ["on_llm_start", "on_llm_end"]
+
+
+# Settings
+
+
+@pytest.mark.filterwarnings("ignore:The function `load` is in beta")
+def test_dumps_and_loads(aligner: Aligner) -> None:
+    corrector = AlignerCorrector("some/aligner", on_error="pass_through", on_correction=print, keep_original=True)
+    dumped = dumpd(corrector)
+    assert dumped["kwargs"] == {
+        "aligner": "some/aligner",
+        "on_error": "pass_through",
+        "keep_original": True,
+        "prompt_source": "auto",
+    }
+    loaded = load(dumped, allowed_objects=[AlignerCorrector], valid_namespaces=["aligner_chain"])
+    assert (loaded.aligner, loaded.on_error, loaded.keep_original) == ("some/aligner", "pass_through", True)
+    assert loaded.on_correction is None
+    assert "aligner" not in dumpd(AlignerCorrector(aligner))["kwargs"]
+
+
+def test_configurable_fields_keep_the_aligner(aligner: Aligner, told: list[Correction]) -> None:
+    corrector = AlignerCorrector(aligner, question="q", on_correction=told.append)
+    configured = corrector.configurable_fields(keep_original=ConfigurableField(id="keep"))
+    result = configured.invoke(AIMessage("a"), {"configurable": {"keep": True}})
+    assert result.response_metadata["aligner"]["original"] == "a"
+    assert len(told) == 1
+
+
+def test_alternatives(models: SimpleNamespace, aligner: Aligner) -> None:
+    other = AlignerCorrector(Aligner.scripted(lambda exchange: "other"))
+    chosen = AlignerCorrector(aligner).configurable_alternatives(ConfigurableField(id="which"), other=other)
+    assert (models.Chat() | chosen).invoke("q").text == "<q|A(q)>"
+    assert (models.Chat() | chosen).invoke("q", {"configurable": {"which": "other"}}).text == "other"
+
+
+def test_schemas_and_graph(models: SimpleNamespace, prompt: ChatPromptTemplate, corrector: AlignerCorrector) -> None:
+    chain = prompt | models.Chat() | corrector
+    assert {part.get("type", "object") for part in corrector.get_input_jsonschema()["anyOf"]} >= {
+        "string",
+        "object",
+        "array",
+    }
+    assert len(chain.get_output_jsonschema()["anyOf"]) == 2
+    assert "AlignerCorrector" in [node.name for node in chain.get_graph().nodes.values()]
+
+
+def test_a_chat_model_as_aligner(models: SimpleNamespace) -> None:
+    replies = [AIMessage("FIX\ngood"), AIMessage("KEEP")]
+    corrector = AlignerCorrector(Aligner.from_chat_model(models.Scripted(answers=replies)))
+    # The second corrector must not take the instructions of the first one's Aligner for the question.
+    chain = models.Scripted(answers=[AIMessage("bad")]) | corrector | StrOutputParser() | corrector
+    assert chain.invoke("q") == "good"
+
+
+_LIGHT = """
+import sys
+from aligner_chain.langchain import AlignerCorrector, LocalChatModel
+chain = LocalChatModel("not/loaded") | AlignerCorrector("not/loaded")
+heavy = {"torch", "transformers", "llama_index", "trl", "sqlalchemy", "bootstrap", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
+_MISSING = """
+import sys
+sys.modules["langchain_core"] = None
+try:
+    import aligner_chain.langchain
+except ImportError as error:
+    assert "pip install 'aligner-chain[langchain]'" in str(error), error
+else:
+    raise SystemExit("imported without langchain-core")
+"""
+
+
+@pytest.mark.parametrize("code", [_LIGHT, _MISSING], ids=["no heavy imports", "missing extra"])
+def test_import(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
