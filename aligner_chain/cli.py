@@ -1,0 +1,235 @@
+"""The command `aligner-chain`: correct answers from a shell, and see whether everything needed is there.
+
+Exit codes: 0 all went well, 1 an answer could not be corrected or a problem was found, 2 wrong usage or setup.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, fields
+from itertools import islice
+from pathlib import Path
+
+from aligner_chain import __version__
+from aligner_chain.aligner import Aligner
+from aligner_chain.doctor import EXTRAS, describe, diagnose
+from aligner_chain.errors import AlignerError, ConfigurationError
+from aligner_chain.exchange import Correction, Exchange, Turn
+from aligner_chain.serving import resolve_aligner
+
+BATCH = 64
+"""Lines that are read, and answers that are corrected, at a time."""
+
+CORRECT_HELP = """\
+Prints each corrected answer, in the order read. An answer that could not be corrected is printed as it was, the reason
+goes to stderr and the exit code is 1.
+
+A JSON line is {"question": ..., "answer": ...}, or with a conversation and passages
+{"turns": [{"role": "user", "text": ...}], "answer": ..., "context": [...], "message_id": ...}."""
+
+CORRECT_EXAMPLE = """\
+example:
+  aligner-chain correct --aligner path-or-hub-id --diff --question "Is it free?" --answer "Yes, it costs 5 euros."
+  aligner-chain correct --file answers.jsonl --json > corrected.jsonl"""
+
+DOCTOR_HELP = """\
+Tells which versions and extras are installed, on which device models run, what $ALIGNER_HOME serves, and loads the
+Aligner that AlignerCorrector() would take. Downloads nothing."""
+
+DOCTOR_EXAMPLE = """\
+example:
+  aligner-chain doctor --json"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; `argv` defaults to the process's arguments."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except AlignerError as error:
+        print(f"aligner-chain: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; without this Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aligner-chain", description="Corrects the answers of any chat model.")
+    parser.add_argument("--version", action="version", version=f"aligner-chain {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_correct(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_correct(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    correct = commands.add_parser(
+        "correct",
+        help="correct answers, one or many",
+        description=CORRECT_HELP,
+        epilog=CORRECT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    correct.add_argument("--aligner", help="folder or hub id (default: $ALIGNER_MODEL, then what $ALIGNER_HOME serves)")
+    correct.add_argument("--template", help="template of a folder that has no aligner.json")
+    correct.add_argument("--question", help="the question, with --answer")
+    correct.add_argument("--answer", help="the answer to correct, with --question")
+    correct.add_argument("--file", type=Path, help="JSON lines to correct (default: stdin)")
+    correct.add_argument("--json", action="store_true", help="print one JSON object per answer")
+    correct.add_argument("--diff", action="store_true", help="show what changed in place, and why")
+    correct.set_defaults(run=_correct)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check the installation and what is served",
+        description=DOCTOR_HELP,
+        epilog=DOCTOR_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
+
+
+def _correct(arguments: argparse.Namespace) -> int:
+    exchanges = _exchanges(arguments)
+    batch = list(islice(exchanges, BATCH))  # before a model is loaded, so that wrong input is said at once
+    failed = False
+    with closing(_aligner(arguments)) as aligner:
+        while batch:
+            for correction in aligner.correct(batch):
+                print(_shown(correction, arguments), flush=True)
+                failed |= _report_failure(correction)
+            batch = list(islice(exchanges, BATCH))
+    return int(failed)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    diagnosis = diagnose(__version__)
+    if arguments.json:
+        extras = {extra: diagnosis.has(extra) for extra in EXTRAS}
+        print(json.dumps({**asdict(diagnosis), "extras": extras}, ensure_ascii=False, indent=2))
+    else:
+        print(describe(diagnosis))
+    return int(bool(diagnosis.problems))
+
+
+def _aligner(arguments: argparse.Namespace) -> Aligner:
+    return Aligner.from_pretrained(arguments.aligner or resolve_aligner(), template=arguments.template)
+
+
+def _exchanges(arguments: argparse.Namespace) -> Iterator[Exchange]:
+    if arguments.question is not None or arguments.answer is not None:
+        return iter([_from_options(arguments)])
+    if arguments.file is not None:
+        return _parsed(_lines(arguments.file), str(arguments.file))
+    if sys.stdin.isatty():
+        raise ConfigurationError("Nothing to correct. Give --question and --answer, --file, or JSON lines on stdin.")
+    return _parsed(sys.stdin, "stdin")
+
+
+def _from_options(arguments: argparse.Namespace) -> Exchange:
+    if arguments.question is None or arguments.answer is None or arguments.file is not None:
+        raise ConfigurationError("Give --question and --answer together, or --file, not both.")
+    return Exchange.of(arguments.question, arguments.answer)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+
+
+def _parsed(lines: Iterable[str], source: str) -> Iterator[Exchange]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield _exchange(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError(
+                    f"{source}, line {number}: {error}. `aligner-chain correct --help` shows the form."
+                ) from error
+
+
+def _exchange(row: object) -> Exchange:
+    if not isinstance(row, Mapping):
+        raise TypeError("not a JSON object")
+    known = {field.name for field in fields(Exchange)} | {"question"}
+    if unknown := sorted(set(row) - known):
+        raise ValueError(f"unknown key {unknown[0]!r} (known: {', '.join(sorted(known))})")
+    if ("question" in row) == ("turns" in row):
+        raise ValueError('exactly one of "question" and "turns" is needed')
+    texts = {name: _text(row, name) for name in row if name not in {"question", "turns", "context"}}
+    if "answer" not in texts:
+        raise ValueError('"answer" is missing')
+    return Exchange(turns=_turns(row), context=_context(row), **texts)
+
+
+def _turns(row: Mapping[str, object]) -> tuple[Turn, ...]:
+    if "question" in row:
+        return (Turn(role="user", text=_text(row, "question")),)
+    turns = row["turns"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
+        raise TypeError('"turns" is not a list of {"role": ..., "text": ...}')
+    return tuple(Turn(role=_text(turn, "role"), text=_text(turn, "text")) for turn in turns)
+
+
+def _context(row: Mapping[str, object]) -> tuple[str, ...]:
+    passages = row.get("context", [])
+    if not isinstance(passages, list) or not all(isinstance(passage, str) for passage in passages):
+        raise TypeError('"context" is not a list of texts')
+    return tuple(passages)
+
+
+def _text(row: Mapping[str, object], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise TypeError(f'"{name}" is {"missing" if value is None else "not a text"}')
+    return value
+
+
+def _shown(correction: Correction, arguments: argparse.Namespace) -> str:
+    if arguments.json:
+        return json.dumps(_as_json(correction, diff=arguments.diff), ensure_ascii=False)
+    if arguments.diff:
+        return f"{correction.diff()}\n  {correction.explain()}"
+    return correction.text
+
+
+def _as_json(correction: Correction, *, diff: bool) -> dict[str, object]:
+    shown: dict[str, object] = {
+        "id": correction.id,
+        "message_id": correction.exchange.message_id,
+        "outcome": correction.outcome,
+        "reason": correction.reason,
+        "text": correction.text,
+        "edits": [asdict(edit) for edit in correction.edits],
+        "criteria": list(correction.criteria),
+        "scores": dict(correction.scores),
+        "aligner": correction.aligner,
+        "error": str(correction.error) if correction.error is not None else None,
+    }
+    return {**shown, "diff": correction.diff()} if diff else shown
+
+
+def _report_failure(correction: Correction) -> bool:
+    if correction.outcome != "failed":
+        return False
+    print(f"aligner-chain: not corrected: {correction.error or correction.reason}", file=sys.stderr)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What is served now: the upstream and the Aligner that a registry promoted together.
+
+`bootstrap.registry` writes `$ALIGNER_HOME/served.json` with one atomic rename; this module only reads it:
+
+    {"schema": 1, "pair": "3",
+     "upstream": {"identity": "upstream@3", "path": "upstream/3"},
+     "aligner": {"identity": "aligner@3", "path": "aligner/3"}}
+
+Paths are relative to the home unless absolute; `upstream` may be null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from aligner_chain.errors import AlignerNotConfiguredError, ConfigurationError
+
+SCHEMA = 1
+FILE_NAME = "served.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedModel:
+    """One promoted model: its `name@version` and its folder, absolute."""
+
+    identity: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """The promoted pair. `upstream` is None where only an Aligner is served."""
+
+    pair: str
+    upstream: ServedModel | None
+    aligner: ServedModel
+
+
+def home() -> Path:
+    """The registry's folder: `$ALIGNER_HOME`, else the platform's data folder of this user. It may not exist yet."""
+    configured = os.environ.get("ALIGNER_HOME")
+    if configured:
+        return Path(configured).expanduser().absolute()
+    return platformdirs.user_data_path("aligner-chain", appauthor=False)
+
+
+def read_served(home: Path | None = None) -> Served | None:
+    """The pair that `home` serves, or None where it has never served one.
+
+    Args:
+        home: the registry's folder. Default: `home()`.
+
+    Raises:
+        ConfigurationError: the file cannot be read as a pair, or its schema is not one this version knows.
+    """
+    folder = _default_home() if home is None else Path(home).absolute()
+    path = folder / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    try:
+        content = json.loads(text)
+        _check_schema(content, path)
+        return _served(content, folder)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def resolve_aligner() -> str:
+    """The Aligner to use where none was given, as a folder or hub id: `ALIGNER_MODEL`, else the served one.
+
+    Raises:
+        AlignerNotConfiguredError: there is neither; the message lists the ways to one.
+        ConfigurationError: a pair is served but its Aligner's folder is gone, or the record is broken.
+    """
+    configured = os.environ.get("ALIGNER_MODEL")
+    if configured:
+        return configured
+    served = read_served()
+    if served is None:
+        raise AlignerNotConfiguredError(_not_configured(home()))
+    if not served.aligner.path.is_dir():
+        raise ConfigurationError(
+            f"{home() / FILE_NAME} serves {served.aligner.identity}, but its folder {served.aligner.path} is not there.\n"
+            "Put the folder back, or serve the pair before it:  aligner-bootstrap rollback"
+        )
+    return str(served.aligner.path)
+
+
+# `read_served` has a parameter named like the function it falls back to.
+_default_home = home
+
+
+def _check_schema(content: Mapping[str, object], path: Path) -> None:
+    if content["schema"] != SCHEMA:
+        raise ConfigurationError(
+            f"{path} has schema {content['schema']!r}; this version of aligner-chain reads schema {SCHEMA}.\n"
+            "Upgrade:  pip install --upgrade aligner-chain"
+        )
+
+
+def _served(content: Mapping[str, object], folder: Path) -> Served:
+    aligner = _model(content["aligner"], folder)
+    if aligner is None:
+        raise TypeError("it names no Aligner")
+    return Served(pair=str(content["pair"]), upstream=_model(content["upstream"], folder), aligner=aligner)
+
+
+def _model(entry: object, folder: Path) -> ServedModel | None:
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"a model is written as {type(entry).__name__}, not as an object")
+    return ServedModel(identity=str(entry["identity"]), path=folder / str(entry["path"]))
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} does not say which pair is served ({type(error).__name__}: {error}).\n"
+        "See what the registry holds:  aligner-bootstrap registry list\n"
+        "Write the file anew by serving the pair before:  aligner-bootstrap rollback\n"
+        "Or name an Aligner without the registry:  export ALIGNER_MODEL=path-or-hub-id"
+    )
+
+
+def _not_configured(folder: Path) -> str:
+    return (
+        f"No Aligner was given, ALIGNER_MODEL is not set and {folder} serves none. Ways to one:\n"
+        "- correct with a chat model at hand, no training:  AlignerCorrector(aligner=Aligner.from_chat_model(chat_model))\n"
+        "- name a folder or hub id:  export ALIGNER_MODEL=path-or-hub-id\n"
+        "- train one on your own corrections:  aligner-bootstrap train-aligner --help\n"
+        "- see a trained pair at work first:  aligner-bootstrap demo --out demo-out  "
+        "and then  export ALIGNER_HOME=$PWD/demo-out/home"
+    )
