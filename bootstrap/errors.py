@@ -1,0 +1,64 @@
+"""The errors of `bootstrap`, which continue the tree of `aligner_chain.errors`.
+
+    AlignerError
+    └── BootstrapError
+        ├── StoreError                      a database cannot be used: corrupt, locked, full, of an unknown version
+        │   └── RecordError (ValueError)        one correction holds what a database cannot
+        ├── RegistryError                   a model could not be saved, promoted or rolled back
+        ├── TrainingDataError (ValueError)  a row that nothing can be trained on
+        ├── NotEnoughPairsError             a round found fewer pairs than it needs
+        └── StageError                      a stage of a round failed; its error is the cause
+
+Whatever is raised, the served pair is as it was before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aligner_chain.errors import AlignerError
+
+
+class BootstrapError(AlignerError):
+    """The root of all errors raised by `bootstrap`."""
+
+
+class StoreError(BootstrapError):
+    """A database cannot be used: it is corrupt, locked, out of disk space or of an unknown version."""
+
+
+class RecordError(StoreError, ValueError):
+    """One correction holds what a database cannot; the others can still be written."""
+
+
+class RegistryError(BootstrapError):
+    """A model could not be saved, promoted or rolled back."""
+
+
+class TrainingDataError(BootstrapError, ValueError):
+    """A row of training data that nothing can be trained on; the message says where it is and what is expected."""
+
+
+class NotEnoughPairsError(BootstrapError):
+    """A round found fewer preference pairs than it needs.
+
+    `found` pairs were left of the corrections and `needed` are the least; `dropped` counts the others by reason.
+    """
+
+    def __init__(self, found: int, needed: int, dropped: Mapping[str, int] | None = None) -> None:
+        super().__init__(found, needed, dropped)
+        self.found, self.needed, self.dropped = found, needed, dict(dropped or {})
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        return (
+            f"{self.found} preference pairs were found and a round needs {self.needed}"
+            f" (corrections left out: {dropped or 'none'}). Nothing was trained; the served pair is as it was.\n"
+            "Collect more: let the chain run on with AlignerCorrector(on_correction=Collector(store).submit).\n"
+            "Only corrections that changed an answer make a pair, and held-out prompts make none.\n"
+            "To see a whole round first:  aligner-bootstrap demo"
+        )
+
+
+class StageError(BootstrapError):
+    """A stage of a round failed; the error that stopped it is the cause, and nothing was promoted."""
