@@ -1,0 +1,195 @@
+"""Charts of shares as inline SVG: lines over rounds, dots with intervals, dots of two states.
+
+Every chart has a title, its own on the page, and a description for readers who do not see it, and labels at the marks,
+so that colour is never the only key. Colours come from the page's style through class names; lengths are in SVG units.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH = 880
+LEFT, RIGHT, TOP, BOTTOM = 52, 180, 14, 34
+"""Margins of a line chart; the right one holds the labels of the lines."""
+LINES_HEIGHT = 300
+LABEL_GAP = 18
+ROW_HEIGHT = 30
+NAMES = 190
+"""Width that the names of rows take."""
+VALUES = 140
+"""Width that the figures at the right of the rows take."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One line: a share (0 to 1) per tick, None where there is none; `style` is its class name."""
+
+    name: str
+    style: str
+    values: Sequence[float | None]
+    intervals: Sequence[Interval | None] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dot:
+    """A share at its place in a row. `hollow` marks a state that is past."""
+
+    value: float
+    style: str
+    hollow: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A named row of dots on a common scale, with an interval drawn as a bar, and a figure in words at its end."""
+
+    name: str
+    dots: Sequence[Dot]
+    interval: Interval | None = None
+    figure: str = ""
+
+
+def line_chart(title: str, description: str, ticks: Sequence[str], lines: Sequence[Line]) -> str:
+    """Shares over rounds, each line labelled at its end, intervals as whiskers."""
+    places = [_place(index, len(ticks)) for index in range(len(ticks))]
+    parts = [*_horizontal_grid(), *_ticks(ticks, places)]
+    for index, line in enumerate(lines):
+        shift = 7 * (index - (len(lines) - 1) / 2)  # so that neighbours do not hide each other's intervals
+        parts += _line(line, [place + shift for place in places])
+    parts += _end_labels([line for line in lines if _last(line) is not None])
+    return _svg(title, description, LINES_HEIGHT, parts)
+
+
+def row_chart(title: str, description: str, rows: Sequence[Row]) -> str:
+    """Rows of dots on one scale from 0 to 100 %."""
+    height = ROW_HEIGHT * len(rows) + 30
+    parts = _vertical_grid(height - 24)
+    for index, row in enumerate(rows):
+        parts += _row(row, 16 + ROW_HEIGHT * index)
+    return _svg(title, description, height, parts)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as text: 0.934 is "93 %"."""
+    return f"{100 * share:.{digits}f} %".replace("-", "−")
+
+
+def _svg(title: str, description: str, height: float, parts: Iterable[str]) -> str:
+    name = re.sub(r"\W+", "-", title.lower()).strip("-")
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="{name}-title {name}-desc">'
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _place(index: int, ticks: int) -> float:
+    """Where a tick stands; the first and last keep off the edges."""
+    inner = WIDTH - LEFT - RIGHT
+    return LEFT + inner / 2 if ticks == 1 else LEFT + 30 + (inner - 60) * index / (ticks - 1)
+
+
+def _height(share: float) -> float:
+    return TOP + (LINES_HEIGHT - TOP - BOTTOM) * (1 - share)
+
+
+def _across(share: float) -> float:
+    return NAMES + (WIDTH - NAMES - VALUES) * share
+
+
+def _horizontal_grid() -> list[str]:
+    return [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_height(share):g}" y2="{_height(share):g}"/>'
+        f'<text class="axis" x="{LEFT - 8}" y="{_height(share) + 4:g}" text-anchor="end">{percent(share)}</text>'
+        for share in (0, 0.25, 0.5, 0.75, 1)
+    ]
+
+
+def _vertical_grid(height: float) -> list[str]:
+    return [
+        f'<line class="grid" x1="{_across(share):g}" x2="{_across(share):g}" y1="0" y2="{height:g}"/>'
+        f'<text class="axis" x="{_across(share):g}" y="{height + 16:g}" text-anchor="middle">{percent(share)}</text>'
+        for share in (0, 0.25, 0.5, 0.75, 1)
+    ]
+
+
+def _ticks(ticks: Sequence[str], places: Sequence[float]) -> list[str]:
+    return [
+        f'<text class="axis" x="{place:g}" y="{LINES_HEIGHT - 10}" text-anchor="middle">{escape(tick)}</text>'
+        for tick, place in zip(ticks, places, strict=True)
+    ]
+
+
+def _line(line: Line, places: Sequence[float]) -> list[str]:
+    points = [(x, _height(value)) for x, value in zip(places, line.values, strict=True) if value is not None]
+    path = " ".join(f"{x:g},{y:g}" for x, y in points)
+    whiskers = [
+        _whisker(
+            line.style,
+            f"M{x:g} {_height(low):g}V{_height(high):g}",
+            f"M{x - 5:g} {_height(low):g}h10",
+            f"M{x - 5:g} {_height(high):g}h10",
+        )
+        for x, (low, high) in _present(places, line.intervals)
+    ]
+    dots = [f'<circle class="dot {line.style}" cx="{x:g}" cy="{y:g}" r="3.5"/>' for x, y in points]
+    return [*whiskers, f'<polyline class="line {line.style}" points="{path}"/>', *dots]
+
+
+def _whisker(style: str, *strokes: str) -> str:
+    return f'<path class="whisker {style}" d="{"".join(strokes)}"/>'
+
+
+def _present(places: Sequence[float], intervals: Sequence[Interval | None]) -> list[tuple[float, Interval]]:
+    return [(x, interval) for x, interval in zip(places, intervals, strict=False) if interval is not None]
+
+
+def _last(line: Line) -> float | None:
+    return next((value for value in reversed(line.values) if value is not None), None)
+
+
+def _end_labels(lines: Sequence[Line]) -> list[str]:
+    """The names at the ends of the lines, moved apart where two lines end close together."""
+    ends = sorted(((_last(line) or 0.0, line) for line in lines), key=lambda end: -end[0])
+    heights = _apart([_height(value) for value, _ in ends])
+    return [
+        f'<text class="label {line.style}" x="{WIDTH - RIGHT + 6}" y="{y + 5:g}">{escape(line.name)} {percent(value, 1)}</text>'
+        for (value, line), y in zip(ends, heights, strict=True)
+    ]
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Heights in ascending order, at least `LABEL_GAP` apart and none below the axis."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + LABEL_GAP) if moved else height)
+    limit = _height(0)
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], limit)
+        limit = moved[index] - LABEL_GAP
+    return moved
+
+
+def _row(row: Row, y: float) -> list[str]:
+    parts = [f'<text class="name" x="{NAMES - 12}" y="{y + 5:g}" text-anchor="end">{escape(row.name)}</text>']
+    if row.interval is not None:
+        low, high = (_across(end) for end in row.interval)
+        bar = (f"M{low:g} {y:g}H{high:g}", f"M{low:g} {y - 5:g}v10", f"M{high:g} {y - 5:g}v10")
+        parts.append(_whisker(row.dots[-1].style, *bar))
+    moves = [dot for dot in row.dots if dot.style == row.dots[0].style]
+    if len(moves) > 1:
+        start, end = _across(moves[0].value), _across(moves[-1].value)
+        parts.append(f'<line class="move {moves[0].style}" x1="{start:g}" x2="{end:g}" y1="{y:g}" y2="{y:g}"/>')
+    parts += [_dot(dot, y) for dot in row.dots]
+    parts.append(f'<text class="figure" x="{WIDTH - VALUES + 14}" y="{y + 5:g}">{escape(row.figure)}</text>')
+    return parts
+
+
+def _dot(dot: Dot, y: float) -> str:
+    style = f"dot {dot.style}{' hollow' if dot.hollow else ''}"
+    return f'<circle class="{style}" cx="{_across(dot.value):g}" cy="{y:g}" r="5"/>'
