@@ -1,0 +1,144 @@
+"""Training an Aligner: a warm-up on identity and verdicts, then corrections (Ji et al. 2024, arXiv 2402.02416, 3.2).
+
+The warm-up teaches to copy and to tell right from wrong; the second stage to correct. Only the warm-up may copy a
+flawed answer: the second stage never sees one as its own target.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligner_chain.exchange import Exchange
+from aligner_chain.templates import CorrectionTemplate, get_template
+from bootstrap.errors import TrainingDataError
+from bootstrap.pairs import Triple
+from bootstrap.sft import Row, TrainingSettings, train_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+KEEP_SHARE = (0.3, 0.4)
+"""The share of right answers among the rows of the second stage; triples are dropped at random to come into it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignerTrainingSettings:
+    """The two stages, the template, and whether adapters are trained (`lora`: arguments of PEFT's `LoraConfig`)."""
+
+    warm_up: TrainingSettings | None = field(default_factory=lambda: TrainingSettings(epochs=1.0))
+    correction: TrainingSettings = field(default_factory=TrainingSettings)
+    template: str = "aligner-chain/1"
+    lora: Any = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignerTraining:
+    """What came of a training: the model and how many rows were used and dropped, by reason."""
+
+    model: PreTrainedModel
+    rows: int
+    keep_share: float
+    dropped: dict[str, int]
+
+
+def train_aligner(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    triples: Sequence[Triple],
+    workdir: Path,
+    settings: AlignerTrainingSettings,
+    *,
+    progress: bool = False,
+    resume: bool = False,
+) -> AlignerTraining:
+    """Trains `model` to correct as `triples` do; its tokenizer must hold the template's special tokens.
+
+    Raises:
+        TrainingDataError: no triple is left after the ones that do not fit the model's window were dropped.
+    """
+    template = get_template(settings.template)
+    window = int(model.config.max_position_embeddings)
+    balanced = balance(triples, random.Random(settings.seed))
+    rows, too_long = correction_rows(template, tokenizer, balanced, window)
+    if not rows:
+        message = (
+            f"None of {len(triples)} rows fits the model's window of {window} tokens; use a base with a longer one."
+        )
+        raise TrainingDataError(message)
+    if settings.warm_up is not None:
+        warm, _ = warm_up_rows(template, tokenizer, balanced, window)
+        model = _stage(model, tokenizer, warm, workdir / "warm-up", settings.warm_up, settings, progress, resume)
+    model = _stage(model, tokenizer, rows, workdir / "correction", settings.correction, settings, progress, resume)
+    keep = sum(triple.correction is None for triple in balanced) / len(balanced)
+    dropped = {"too long": too_long, "to balance": len(triples) - len(balanced)}
+    return AlignerTraining(model=model, rows=len(rows), keep_share=keep, dropped=dropped)
+
+
+def balance(triples: Sequence[Triple], rng: random.Random) -> list[Triple]:
+    """The triples with a share of right answers inside `KEEP_SHARE`, the surplus of either kind dropped at random."""
+    keeps = [triple for triple in triples if triple.correction is None]
+    fixes = [triple for triple in triples if triple.correction is not None]
+    low, high = KEEP_SHARE
+    most_keeps = int(len(fixes) * high / (1 - high)) if fixes else len(keeps)
+    most_fixes = int(len(keeps) * (1 - low) / low) if keeps else len(fixes)
+    chosen = rng.sample(keeps, min(len(keeps), most_keeps)) + rng.sample(fixes, min(len(fixes), most_fixes))
+    rng.shuffle(chosen)
+    return chosen
+
+
+def correction_rows(
+    template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triples: Sequence[Triple], window: int
+) -> tuple[list[Row], int]:
+    """The rows of the second stage, and how many were dropped because prompt and output exceed `window` tokens."""
+    rows = [_row(template, tokenizer, triple, triple.correction, window) for triple in triples]
+    kept = [row for row in rows if row is not None]
+    return kept, len(rows) - len(kept)
+
+
+def warm_up_rows(
+    template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triples: Sequence[Triple], window: int
+) -> tuple[list[Row], int]:
+    """The rows of the warm-up: every flawed answer and every other right one is copied, the rest get their verdict."""
+    rows = []
+    for index, triple in enumerate(triples):
+        copied = triple.correction is not None or index % 2 == 0 or not template.verdict
+        rows.append(_row(template, tokenizer, triple, triple.answer if copied else None, window, criteria=()))
+    kept = [row for row in rows if row is not None]
+    return kept, len(rows) - len(kept)
+
+
+def _row(
+    template: CorrectionTemplate,
+    tokenizer: PreTrainedTokenizerFast,
+    triple: Triple,
+    correction: str | None,
+    window: int,
+    criteria: tuple[str, ...] | None = None,
+) -> Row | None:
+    exchange = Exchange(turns=triple.turns, answer=triple.answer, context=triple.context)
+    if correction is None and not template.verdict:
+        correction = triple.answer
+    prompt = template.prompt(exchange, tokenizer)
+    output = template.target(tokenizer, correction, triple.criteria if criteria is None else criteria)
+    return Row(prompt=prompt, output=output) if len(prompt) + len(output) <= window else None
+
+
+def _stage(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Row],
+    workdir: Path,
+    stage: TrainingSettings,
+    settings: AlignerTrainingSettings,
+    progress: bool,
+    resume: bool,
+) -> PreTrainedModel:
+    from peft import LoraConfig
+
+    lora = LoraConfig(**settings.lora) if settings.lora else None
+    return train_rows(model, tokenizer, rows, workdir, stage, peft_config=lora, progress=progress, resume=resume)

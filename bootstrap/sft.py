@@ -1,0 +1,181 @@
+"""Supervised fine-tuning on token ids: rows of prompt and output in, trained weights out, loss on the output only.
+
+Both the Aligner (Ji et al. 2024, arXiv 2402.02416, eq. 4) and, in the demo, the models that start from nothing are
+trained here with TRL's `SFTTrainer`. Rows arrive as ids, since the Aligner's template renders ids and not text.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from bootstrap.errors import TrainingDataError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What the model is given and what it should write, as token ids."""
+
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings:
+    """How long and how fast to train. `extra` goes to TRL's config as it is and wins over everything here.
+
+    `batch` is rows per optimiser step; `warmup` the share of the steps until the peak of `learning_rate`, which then
+    falls along a cosine to a twentieth of it; `save_every` counts steps between checkpoints (0: none).
+    """
+
+    epochs: float = 3.0
+    steps: int = -1
+    batch: int = 32
+    learning_rate: float = 2e-5
+    warmup: float = 0.03
+    seed: int = 0
+    save_every: int = 0
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def train_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Row],
+    workdir: Path,
+    settings: TrainingSettings,
+    *,
+    peft_config: PeftConfig | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> PreTrainedModel:
+    """Trains `model` on `rows` and returns it, adapters merged.
+
+    Args:
+        workdir: where checkpoints go; with `resume` the newest of them is taken up again.
+        progress: shows a bar on the terminal.
+
+    Raises:
+        TrainingDataError: there are no rows.
+    """
+    quiet_network()
+    from datasets import Dataset
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTConfig, SFTTrainer
+
+    if not rows:
+        message = (
+            "No rows to train on. Check the counts of dropped rows, or raise the context length of the base model."
+        )
+        raise TrainingDataError(message)
+    columns = {
+        "input_ids": [[*row.prompt, *row.output] for row in rows],
+        "labels": [[*[-100] * len(row.prompt), *row.output] for row in rows],
+    }
+    own = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    args = SFTConfig(**{**trainer_arguments(workdir, settings), **own, **settings.extra})
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    show_progress(trainer, progress)
+    checkpoint = get_last_checkpoint(str(workdir)) if resume and workdir.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return merged(trainer.model)
+
+
+def rows_that_fit(rows: Iterable[Row], window: int) -> tuple[list[Row], int]:
+    """The rows of at most `window` tokens and how many were longer; a row is dropped whole, never cut."""
+    rows = list(rows)
+    kept = [row for row in rows if len(row.prompt) + len(row.output) <= window]
+    return kept, len(rows) - len(kept)
+
+
+def trainer_arguments(workdir: Path, settings: TrainingSettings) -> dict[str, Any]:
+    """The arguments that SFT and DPO share, for the device at hand.
+
+    On the CPU they are fp32 without gradient checkpointing: bit-stable from a seed, and TRL's default of bf16 fails
+    there.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(workdir),
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.batch,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
+        "seed": settings.seed,
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "gradient_checkpointing": cuda,
+        "save_strategy": "steps" if settings.save_every else "no",
+        "save_steps": settings.save_every or 500,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 10,
+        # A NaN loss is otherwise logged as 0.0.
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": cuda,
+    }
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """The plain model: adapters merged into the weights, if there are any."""
+    plain: PreTrainedModel = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    # TRL patches `forward` on the instance for its fused loss, and the patch outlives training.
+    plain.__dict__.pop("forward", None)
+    return plain.eval()
+
+
+def quiet_network() -> None:
+    """Keeps the trainers from looking up a host: each construction phones home unless told not to."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def show_progress(trainer: Any, shown: bool) -> None:
+    """Replaces the printer of a trainer by one line on the terminal: step, loss, seconds left; or by nothing."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.monotonic()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                spent = time.monotonic() - self.started
+                left = spent / max(1, state.global_step) * (state.max_steps - state.global_step)
+                line = f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.3f}  {left:.0f} s left"
+                _overwrite(f"  {line:<60}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            _overwrite(f"{'':<62}\r")
+
+    trainer.remove_callback(PrinterCallback)
+    if shown and sys.stderr.isatty():
+        trainer.add_callback(Progress())
+
+
+def _overwrite(line: str) -> None:
+    sys.stderr.write(f"\r{line}")
+    sys.stderr.flush()
