@@ -1,0 +1,122 @@
+"""A round's settings from a TOML file: paths, the three callables by name, and the settings of the trainers."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aligner_chain.engines.base import Sampling
+from aligner_chain.errors import ConfigurationError
+from bootstrap.aligner_training import AlignerTrainingSettings
+from bootstrap.answering import Answering
+from bootstrap.judges import load_callable
+from bootstrap.measures import Yardstick
+from bootstrap.pairs import read_triples
+from bootstrap.rounds import RoundConfig
+from bootstrap.sft import TrainingSettings
+from bootstrap.upstream import DPOSettings
+
+Settings = TypeVar("Settings")
+
+EXAMPLE = """\
+store = "corrections.db"          # what AlignerCorrector(on_correction=Collector(...).submit) filled
+base_upstream = "models/upstream" # every round's candidates start from these two folders
+base_aligner = "models/aligner"
+judge = "my_desk:judge"           # exchanges -> for each, {criterion: met}
+verifier = "my_desk:verify"       # corrections -> for each, fit to learn from? Must not be the judge.
+annotator = "my_desk:annotate"    # optional: exchanges -> Annotation(text, criteria)
+gold = "gold.jsonl"               # optional: rows that are in every training set of the Aligner
+least_pairs = 50
+annotations = 200
+
+[answering]
+temperature = 1.0
+seed = 0
+max_new = 512
+
+[dpo]
+epochs = 1
+learning_rate = 5e-6
+batch = 32
+lora = {r = 16, lora_alpha = 32, target_modules = "all-linear", task_type = "CAUSAL_LM"}
+
+[aligner.warm_up]
+epochs = 1
+
+[aligner.correction]
+epochs = 3
+learning_rate = 2e-5
+"""
+
+_PATHS = ("store", "base_upstream", "base_aligner", "home")
+_NAMES = ("judge", "verifier", "annotator")
+_NUMBERS = ("least_pairs", "annotations", "regenerate", "seed")
+_TABLES = ("gold", "answering", "dpo", "aligner")
+
+
+def read_config(path: Path) -> RoundConfig:
+    """The round that a TOML file describes; relative paths are relative to the file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, lacks a key or has one that is not known.
+    """
+    values = _read(path)
+    _refuse_unknown(values, {*_PATHS, *_NAMES, *_NUMBERS, *_TABLES}, str(path))
+    missing = [name for name in (*_PATHS[:3], *_NAMES[:2]) if name not in values]
+    if missing:
+        message = f"{path} lacks {', '.join(missing)}. A whole file looks like this:\n\n{EXAMPLE}"
+        raise ConfigurationError(message)
+    loaded = {name: load_callable(values[name]) for name in _NAMES if name in values}
+    folder = path.absolute().parent
+    return RoundConfig(
+        **{name: folder / values[name] for name in _PATHS if name in values},
+        **{name: values[name] for name in _NUMBERS if name in values},
+        yardstick=Yardstick(judge=loaded["judge"]),
+        verifier=loaded["verifier"],
+        annotator=loaded.get("annotator"),
+        gold=tuple(read_triples(folder / values["gold"])) if "gold" in values else (),
+        answering=_answering(values.get("answering", {})),
+        dpo=_settings(DPOSettings, values.get("dpo", {}), "[dpo]"),
+        aligner=_aligner(values.get("aligner", {})),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"There is no file {path}. A round is described like this:\n\n{EXAMPLE}"
+        raise ConfigurationError(message) from None
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read as TOML: {error}"
+        raise ConfigurationError(message) from error
+
+
+def _answering(values: Mapping[str, Any]) -> Answering:
+    _refuse_unknown(values, {"temperature", "seed", "max_new"}, "[answering]")
+    sampling = Sampling(temperature=values.get("temperature", 1.0), seed=values.get("seed", 0))
+    return Answering(sampling=sampling, max_new=values.get("max_new", 512))
+
+
+def _aligner(values: Mapping[str, Any]) -> AlignerTrainingSettings:
+    stages = {
+        name: _settings(TrainingSettings, values[name], f"[aligner.{name}]")
+        for name in ("warm_up", "correction")
+        if name in values
+    }
+    return _settings(AlignerTrainingSettings, {**values, **stages}, "[aligner]")
+
+
+def _settings(make: Callable[..., Settings], values: Mapping[str, Any], where: str) -> Settings:
+    _refuse_unknown(values, {field.name for field in fields(make)}, where)  # type: ignore[arg-type]
+    return make(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        message = f"{where} has {', '.join(unknown)}, which is not known. Known are {', '.join(sorted(known))}."
+        raise ConfigurationError(message)

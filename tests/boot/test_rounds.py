@@ -1,0 +1,143 @@
+"""A whole round on models that are really trained, and what happens when a step cannot go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import micro
+import pytest
+
+from aligner_chain.aligner import Aligner
+from aligner_chain.engines.base import Sampling
+from aligner_chain.exchange import Correction, Exchange
+from aligner_chain.serving import read_served
+from bootstrap.aligner_training import AlignerTrainingSettings
+from bootstrap.answering import Answering
+from bootstrap.errors import NotEnoughPairsError, RegistryError, StageError
+from bootstrap.measures import Yardstick
+from bootstrap.registry import Registry
+from bootstrap.rounds import RoundConfig, register_start, run_round
+from bootstrap.store import CorrectionStore
+from bootstrap.upstream import DPOSettings
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    micro.train_upstream_model(folder)
+    micro.train_aligner_model(folder)
+    return folder
+
+
+@pytest.fixture
+def config(models: Path, tmp_path: Path) -> RoundConfig:
+    return RoundConfig(
+        store=tmp_path / "corrections.db",
+        home=tmp_path / "home",
+        base_upstream=models / "upstream",
+        base_aligner=models / "aligner",
+        yardstick=Yardstick(judge=micro.judge),
+        verifier=micro.verify,
+        annotator=micro.annotate,
+        gold=tuple(micro.triples()),
+        answering=Answering(sampling=Sampling(temperature=1.0), max_new=16),
+        dpo=DPOSettings(epochs=6, batch=16, learning_rate=2e-3, lora=None, extra=micro.FAST),
+        aligner=AlignerTrainingSettings(warm_up=None, correction=micro.settings(30)),
+        margin=0.2,  # the gate set of so small a world has two dozen prompts
+        least_pairs=20,
+    )
+
+
+def collect(config: RoundConfig) -> None:
+    """Live traffic over all questions: answered by the base upstream, corrected, stored."""
+    prompts = [Exchange.of(question, "") for question in micro.questions()]
+    answers = config.answering.answer_from(config.base_upstream, prompts, upstream="upstream@1")
+    with (
+        contextlib.closing(Aligner.from_pretrained(str(config.base_aligner))) as aligner,
+        contextlib.closing(CorrectionStore(config.store)) as store,
+    ):
+        store.append(aligner.correct(answers))
+
+
+def test_a_round_makes_the_upstream_better_and_promotes_the_pair(config: RoundConfig) -> None:
+    collect(config)
+    start, gates = register_start(config)
+    assert [gate.passed for gate in gates] == [True, True]
+    said: list[str] = []
+    result = run_round(config, say=said.append)
+    assert result.status == "promoted", said
+    upstream_gate = result.gates[0]
+    assert upstream_gate.name == "upstream alone"
+    assert upstream_gate.figure > 0.3
+    assert result.pair is not None
+    assert result.pair.number != start.number
+    served = read_served(config.home)
+    assert served is not None
+    assert Path(served.aligner.path) == result.pair.aligner.path
+    logged = [json.loads(line) for line in (Path(config.home or "") / "rounds.jsonl").read_text().splitlines()]
+    assert [one["status"] for one in logged] == ["promoted"]
+    assert not list((Path(config.home or "") / "work").iterdir())
+
+
+def test_a_candidate_that_is_no_better_is_refused_and_the_served_pair_stays(config: RoundConfig) -> None:
+    collect(config)
+    start, _ = register_start(config)
+    result = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
+    assert result.status == "rejected"
+    assert [gate.passed for gate in result.gates] == [False]
+    served = Registry(config.home).served()
+    assert served is not None
+    assert served.number == start.number
+
+
+def test_too_few_pairs_train_nothing(config: RoundConfig) -> None:
+    collect(config)
+    register_start(config)
+    with pytest.raises(NotEnoughPairsError, match="Collect more"):
+        run_round(replace(config, least_pairs=10_000))
+
+
+def test_without_a_served_pair_the_error_names_the_way(config: RoundConfig) -> None:
+    with pytest.raises(RegistryError, match="round run --start"):
+        run_round(config)
+
+
+def test_an_aligner_no_better_than_copying_is_not_registered(config: RoundConfig, models: Path) -> None:
+    collect(config)
+    blind = replace(config, yardstick=Yardstick(judge=lambda exchanges: [{"any": True} for _ in exchanges]))
+    with pytest.raises(RegistryError, match="no better than doing nothing"):
+        register_start(blind)
+    assert Registry(config.home).served() is None
+
+
+def test_a_failing_judge_is_a_failed_stage_and_changes_nothing(config: RoundConfig) -> None:
+    collect(config)
+    start, _ = register_start(config)
+
+    def broken(corrections: object) -> list[bool]:
+        raise ValueError("the verifier is away")
+
+    with pytest.raises(StageError, match=r"the verifier is away.*still served"):
+        run_round(replace(config, verifier=broken))
+    served = Registry(config.home).served()
+    assert served is not None
+    assert served.number == start.number
+
+
+def test_held_out_prompts_are_in_no_training_set(config: RoundConfig) -> None:
+    collect(config)
+    register_start(config)
+    trained: list[Correction] = []
+
+    def spy(corrections: list[Correction]) -> list[bool]:
+        trained.extend(corrections)
+        return micro.verify(corrections)
+
+    run_round(replace(config, verifier=spy))
+    with contextlib.closing(CorrectionStore(config.store)) as store:
+        held_out = {one.question for split in ("gate", "report") for one in store.prompts(split)}
+    assert trained
+    assert not held_out & {one.exchange.question for one in trained}
