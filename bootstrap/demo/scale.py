@@ -1,0 +1,77 @@
+"""How large a demo is: the full one, to which the figures belong, and a quick one that runs the same code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bootstrap.demo.world import SMALL_DESK, WHOLE_DESK, Desk
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """The part of the world, and counts of rows, optimiser steps and prompts; batches are in rows.
+
+    `population` answers are sampled from each of four upstreams for the Aligner's gold set, `damaged` are made by
+    damaging right answers. `live` prompts are answered live per round; `gate` and `report` are held out, `right` are
+    the right answers that must be kept.
+    """
+
+    desk: Desk
+    rows: int
+    base_steps: int
+    upstream_steps: int
+    trial_pairs: int
+    trial_steps: int
+    population: int
+    damaged: int
+    warm_up_steps: int
+    aligner_steps: int
+    retrain_steps: int
+    dpo_epochs: float
+    live: int
+    gate: int
+    report: int
+    right: int
+    unseen: int
+    batch: int = 32
+
+
+FULL = Scale(
+    desk=WHOLE_DESK,
+    rows=6_000,
+    base_steps=400,
+    upstream_steps=250,
+    trial_pairs=240,
+    trial_steps=30,
+    population=1_000,
+    damaged=5_000,
+    warm_up_steps=40,
+    aligner_steps=450,
+    retrain_steps=150,
+    dpo_epochs=3.0,
+    live=600,
+    gate=1_200,
+    report=700,
+    right=1_000,
+    unseen=200,
+)
+
+QUICK = Scale(
+    desk=SMALL_DESK,
+    rows=1_500,
+    base_steps=110,
+    upstream_steps=40,
+    trial_pairs=32,
+    trial_steps=4,
+    population=100,
+    damaged=1_200,
+    warm_up_steps=10,
+    aligner_steps=90,
+    retrain_steps=25,
+    dpo_epochs=1.0,
+    live=120,
+    gate=80,
+    report=80,
+    right=80,
+    unseen=20,
+)

@@ -1,0 +1,255 @@
+"""The start of the demo: a base model from nothing, and the upstream and the Aligner that are trained from it.
+
+The base learns the desk's trade from right answers, and to copy; asked alone, it is the null corrector that sees the
+question only.
+The upstream learns to answer as the flawed staff of the desk did. The Aligner learns from right answers damaged with
+known inverses and, for half, from real samples of a population of upstreams (checkpoints, temperatures, one after a
+trial DPO), so that it holds when its input changes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligner_chain.checkpoint import AlignerMetadata, write_metadata
+from aligner_chain.engines.base import Sampling
+from aligner_chain.exchange import Exchange
+from aligner_chain.templates import chat_prompt, encode, get_template
+from bootstrap.aligner_training import AlignerTrainingSettings, train_aligner, warm_up_rows
+from bootstrap.answering import Answering
+from bootstrap.demo import world
+from bootstrap.demo.models import new_model, new_tokenizer
+from bootstrap.demo.roles import annotate
+from bootstrap.demo.scale import Scale
+from bootstrap.pairs import Pair, Triple, manifest
+from bootstrap.sft import Row, TrainingSettings, train_rows
+from bootstrap.upstream import DPOSettings, save_model, train_upstream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+OTHER_STAFF = world.Faults(rude=0.3, window=0.3, conclusion=0.2, leak=0.25, unanswered=0.25, stubborn=None)
+"""How answers are damaged for the Aligner: at other rates than the upstream's, and without its stubborn group."""
+
+MAX_NEW = 96
+"""Most tokens of an answer; the longest right one takes about 60."""
+
+RATE = 5e-3
+# Tiny models of random weights take, and need, a far higher rate than pretrained ones, and a faster second moment.
+EXTRA = {"adam_beta2": 0.95, "weight_decay": 0.01}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The folders of the start pair and what later rounds need of their making."""
+
+    upstream: Path
+    aligner: Path
+    gold: tuple[Triple, ...]
+    question_only: Callable[[Sequence[Exchange]], list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Makes the start models of one seed in one folder."""
+
+    folder: Path
+    seed: int
+    scale: Scale
+    say: Callable[[str], None]
+    progress: bool = False
+
+    def make(self) -> Start:
+        tokenizer = self._tokenizer()
+        base = self._train_base(tokenizer)
+        checkpoint, upstream = self._train_upstream(tokenizer, base)
+        gold = self._gold(checkpoint, upstream)
+        aligner = self._train_aligner(tokenizer, base, gold)
+        return Start(upstream=upstream, aligner=aligner, gold=gold, question_only=_answering_anew(base))
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        rng = self._rng("tokenizer")
+        texts: list[str] = [*world.CRITERIA]
+        for _ in range(3000):
+            ticket = world.draw_training_ticket(rng, self.scale.desk)
+            exchange = replace(ticket, passage=True).exchange(variant=rng.randint(0, 1))
+            texts += [exchange.question, *exchange.context, world.flawed_answer(rng, ticket, world.Faults())]
+        return new_tokenizer(texts)
+
+    def _train_base(self, tokenizer: PreTrainedTokenizerFast) -> Path:
+        """A model that answers rightly and copies: without the second, what is trained from it answers anew."""
+        self.say(f"training a base model from nothing on {self.scale.rows} right answers and as many copies")
+        rows = self._answered(tokenizer, "right answers", world.right_answer)
+        rng, model = self._rng("copies"), new_model(tokenizer, seed=self.seed)
+        damaged = [_damaged(rng, self.scale.desk) for _ in range(self.scale.rows)]
+        template = get_template("aligner-chain/1")
+        copies, _ = warm_up_rows(template, tokenizer, damaged, model.config.max_position_embeddings)
+        settings = self._settings(self.scale.base_steps)
+        return self._save(self._train_rows(model, tokenizer, rows + copies, "base-work", settings), tokenizer, "base")
+
+    def _train_upstream(self, tokenizer: PreTrainedTokenizerFast, base: Path) -> tuple[Path, Path]:
+        """The upstream as it was on the way, and as it came out."""
+        self.say(f"training the upstream on {self.scale.rows} answers of flawed staff")
+        faults = world.Faults()
+        rows = self._answered(tokenizer, "staff", lambda rng, ticket: world.flawed_answer(rng, ticket, faults))
+        steps = self.scale.upstream_steps
+        settings = self._settings(steps, save_every=int(0.6 * steps))
+        model = self._train_rows(_load(base), tokenizer, rows, "upstream-work", settings)
+        checkpoint = self.folder / "upstream-work" / f"checkpoint-{settings.save_every}"
+        return checkpoint, self._save(model, tokenizer, "upstream")
+
+    def _answered(
+        self, tokenizer: PreTrainedTokenizerFast, purpose: str, answer: Callable[[random.Random, world.Ticket], str]
+    ) -> list[Row]:
+        rng, rows = self._rng(purpose), []
+        for _ in range(self.scale.rows):
+            ticket = world.draw_training_ticket(rng, self.scale.desk)
+            prompt = chat_prompt(tokenizer, ticket.exchange(variant=rng.randint(0, 1)).turns)
+            rows.append(Row(prompt=prompt, output=(*encode(tokenizer, answer(rng, ticket)), _end(tokenizer))))
+        return rows
+
+    def _gold(self, checkpoint: Path, upstream: Path) -> tuple[Triple, ...]:
+        """Answers with their exact repairs: half damaged right ones, half samples of the population."""
+        self.say("sampling a population of upstreams for the Aligner's data")
+        trial = self._trial_dpo(upstream)
+        population = [(checkpoint, 1.0), (upstream, 1.0), (upstream, 1.3), (trial, 1.0)]
+        sampled = [
+            triple
+            for number, (folder, temperature) in enumerate(population)
+            for triple in self._sampled(folder, temperature, f"population {number}", self.scale.population)
+        ]
+        rng = self._rng("damage")
+        return (*sampled, *(_damaged(rng, self.scale.desk) for _ in range(self.scale.damaged)))
+
+    def _trial_dpo(self, upstream: Path) -> Path:
+        """A throw-away DPO on exact repairs: the Aligner shall have seen what preference training does to answers."""
+        pairs = [
+            Pair(turns=one.turns, chosen=one.correction, rejected=one.answer, correction_id="trial")
+            for one in self._sampled(upstream, 1.0, "trial", self.scale.trial_pairs)
+            if one.correction is not None
+        ]
+        settings = demo_dpo(self.scale, self.seed, steps=self.scale.trial_steps)
+        model = train_upstream(upstream, pairs, self.folder / "trial-work", settings, progress=self.progress)
+        folder = self.folder / "trial"
+        save_model(model, upstream, folder)
+        return folder
+
+    def _sampled(self, folder: Path, temperature: float, purpose: str, count: int) -> list[Triple]:
+        rng = self._rng(purpose)
+        prompts = [
+            world.draw_training_ticket(rng, self.scale.desk).exchange(variant=rng.randint(0, 1)) for _ in range(count)
+        ]
+        answering = Answering(sampling=Sampling(temperature=temperature, seed=self.seed), max_new=MAX_NEW)
+        answers = [one for one in answering.answer_from(folder, prompts, upstream=purpose) if one.answer.strip()]
+        return _triples(answers)
+
+    def _train_aligner(self, tokenizer: PreTrainedTokenizerFast, base: Path, gold: Sequence[Triple]) -> Path:
+        self.say(f"training the Aligner on {len(gold)} question-answer-correction rows")
+        settings = AlignerTrainingSettings(
+            warm_up=self._settings(self.scale.warm_up_steps),
+            correction=self._settings(self.scale.aligner_steps),
+            seed=self.seed,
+        )
+        work = self.folder / "aligner-work"
+        trained = train_aligner(_load(base), tokenizer, gold, work, settings, progress=self.progress)
+        folder = self._save(trained.model, tokenizer, "aligner")
+        digest = manifest(gold, trained.dropped)["sha256"]
+        template = get_template(settings.template)
+        metadata = AlignerMetadata(
+            name="support-desk-aligner",
+            version=digest[:12],
+            template=template.name,
+            template_text=template.text,
+            criteria=world.CRITERIA,
+            data_sha256=digest,
+            licence="Apache-2.0",
+        )
+        write_metadata(folder, metadata)
+        return folder
+
+    def _train_rows(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        rows: list[Row],
+        work: str,
+        settings: TrainingSettings,
+    ) -> PreTrainedModel:
+        return train_rows(model, tokenizer, rows, self.folder / work, settings, progress=self.progress)
+
+    def _settings(self, steps: int, **changes: Any) -> TrainingSettings:
+        return demo_training(self.scale, self.seed, steps=steps, **changes)
+
+    def _save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> Path:
+        folder = self.folder / name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    def _rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed} {purpose}")
+
+
+def demo_training(scale: Scale, seed: int, *, steps: int, rate: float = RATE, **changes: Any) -> TrainingSettings:
+    """Settings for the demo's models of random weights."""
+    settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, "extra": EXTRA, **changes}
+    return TrainingSettings(**settings)
+
+
+def demo_dpo(scale: Scale, seed: int, *, steps: int = -1, chosen_only: bool = False) -> DPOSettings:
+    """Full weights, since adapters on models this small cannot part what training made equal (see the docs)."""
+    return DPOSettings(
+        epochs=scale.dpo_epochs,
+        steps=steps,
+        batch=16,
+        learning_rate=5e-4,
+        loss_weights=(1.0, 5.0),
+        lora=None,
+        seed=seed,
+        extra=EXTRA,
+        chosen_only=chosen_only,
+    )
+
+
+def _answering_anew(base: Path) -> Callable[[Sequence[Exchange]], list[str]]:
+    """The null corrector to beat: a model of the Aligner's size that answers anew, without seeing the answer."""
+    greedy = Answering(sampling=Sampling(), max_new=MAX_NEW)
+    return lambda exchanges: [one.answer for one in greedy.answer_from(base, list(exchanges), upstream="base")]
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+    return model
+
+
+def _end(tokenizer: PreTrainedTokenizerFast) -> int:
+    return int(tokenizer.eos_token_id)
+
+
+def _damaged(rng: random.Random, desk: world.Desk) -> Triple:
+    """A right answer, damaged or (in a third of the cases) not, with its exact repair; one in four under a passage."""
+    ticket = world.draw_training_ticket(rng, desk)
+    if rng.random() < 0.25:
+        ticket = world.with_passage(rng, ticket)
+    right = rng.random() < 0.35
+    answer = world.right_answer(rng, ticket) if right else world.flawed_answer(rng, ticket, OTHER_STAFF)
+    return _triples([ticket.exchange(answer, variant=rng.randint(0, 1))])[0]
+
+
+def _triples(answers: Sequence[Exchange]) -> list[Triple]:
+    return [
+        Triple(
+            turns=one.turns,
+            answer=one.answer,
+            context=one.context,
+            correction=None if repaired.text == one.answer else repaired.text,
+            criteria=repaired.criteria,
+        )
+        for one, repaired in zip(answers, annotate(answers), strict=True)
+    ]
