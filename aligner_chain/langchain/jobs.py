@@ -8,13 +8,14 @@ from functools import reduce
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 
 from aligner_chain.errors import PromptNotFoundError
-from aligner_chain.exchange import Correction, Exchange, Turn
+from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.langchain.messages import (
     Answer,
     calls_tools,
+    known_turns,
     prompt_not_found,
     read_answer,
     run_id_of,
@@ -116,10 +117,10 @@ def _joined(left: Any, right: Any) -> Any:
 def _exchange(answer: Answer, source: Source) -> Exchange:
     message = answer.message
     message_id = message.id if message else None
-    turns, run_id, upstream = answer.turns, run_id_of(message_id), upstream_of(message) if message else None
-    if not turns and (question := _configured(source, "aligner_question") or source.question):
-        turns = (Turn(role="user", text=question),)
-    elif not turns:
+    run_id, upstream = run_id_of(message_id), upstream_of(message) if message else None
+    question = _configured(source, "aligner_question") or source.question or ""
+    turns = answer.turns or known_turns([HumanMessage(question)])
+    if not turns:
         record = _recorded(answer, source)
         turns, run_id, upstream = record.turns, record.run_id, upstream or record.upstream
     return Exchange(

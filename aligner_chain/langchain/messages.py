@@ -172,7 +172,10 @@ def prompt_not_found(reason: Literal["unknown", "ambiguous"]) -> PromptNotFoundE
 def _end_of_conversation(messages: Any) -> Answer:
     if not isinstance(messages, list | tuple) or not messages:
         raise _unreadable(messages)
-    *asked, answer = convert_to_messages(messages)
+    try:
+        *asked, answer = convert_to_messages(messages)
+    except (ValueError, NotImplementedError) as error:  # what LangChain raises for items that are no messages
+        raise _unreadable(messages) from error
     if not isinstance(answer, AIMessage):
         raise _unreadable(answer)
     return Answer(given=answer, turns=known_turns(asked))

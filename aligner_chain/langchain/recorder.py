@@ -65,11 +65,10 @@ class PromptRecord:
 class PromptRecorder(BaseCallbackHandler):
     """Records prompts in bounded memory: text only, never a message object, whose images and owners would live on."""
 
-    run_inline = True  # In an executor, as other handlers run under asyncio, the order of events would be lost.
+    run_inline = True  # Else it would wait, under asyncio, for a thread that slow models may all have taken.
 
     def __init__(self, *, kept_runs: int = KEPT_RUNS, most_runs: int = MOST_RUNS) -> None:
-        self.kept_runs = kept_runs
-        self.most_runs = most_runs
+        self.kept_runs, self.most_runs = kept_runs, most_runs
         # Reentrant, because the death of a message may call back while this thread holds it.
         self._lock = threading.RLock()
         self.clear()
@@ -88,8 +87,8 @@ class PromptRecorder(BaseCallbackHandler):
     def counts(self) -> dict[str, int]:
         """How much is remembered: chains and model runs in progress, finished runs, messages still alive."""
         with self._lock:
-            sizes = map(len, (self._parents, self._open, self._runs, self._living))
-            return dict(zip(("chains", "open", "runs", "living"), sizes, strict=True))
+            finished = {"runs": len(self._runs), "living": len(self._living)}
+            return {"chains": len(self._parents), "open": len(self._open), **finished}
 
     def __deepcopy__(self, memo: object) -> PromptRecorder:
         return self  # A copied config must still write into the one recorder of the process.
@@ -114,7 +113,7 @@ class PromptRecorder(BaseCallbackHandler):
 
     def _of_message(self, message: BaseMessage, ids: Sequence[str]) -> PromptRecord | None:
         reference, record = self._living.get(id(message), (None, None))
-        if False:
+        if reference is not None and reference() is message:
             return record
         for run_id in filter(None, map(run_id_of, (*ids, message.id))):
             if run_id in self._runs:

@@ -72,16 +72,16 @@ class CorrectionTemplate(ABC):
         """
         plain = self.check(tokenizer)
         self._check_criteria(criteria)
-        shorter = _shorter(exchange)
-        rendered = self._fit(shorter[0], tokenizer, plain, window, criteria)
+        rendered = self._fit(exchange, tokenizer, plain, window, criteria)
         if _fits(rendered, window):
             return rendered
+        shorter = _shorter(exchange)
         # Each one is shorter than the one before, so the first that fits is found by halving.
         best = bisect.bisect_left(
-            shorter, True, lo=1, key=lambda one: _fits(self._fit(one, tokenizer, plain, window, criteria), window)
+            shorter, True, key=lambda one: _fits(self._fit(one, tokenizer, plain, window, criteria), window)
         )
         if best == len(shorter):
-            raise _overflow(self._fit(shorter[-1], tokenizer, plain, window, criteria), window)
+            raise _overflow(self._fit([exchange, *shorter][-1], tokenizer, plain, window, criteria), window)
         return _with_notes(self._fit(shorter[best], tokenizer, plain, window, criteria), exchange, shorter[best])
 
     def prompt(self, exchange: Exchange, tokenizer: Tokenizer, criteria: Sequence[str] = ()) -> tuple[int, ...]:
@@ -130,17 +130,17 @@ def _fits(rendered: Rendered, window: int | None) -> bool:
 
 
 def _shorter(exchange: Exchange) -> list[Exchange]:
-    """The exchange, then ever shorter ones: without its oldest turns one by one, then without its last passages."""
+    """Ever shorter ones: without its oldest turns one by one, then without its last passages too."""
     last_user = max((at for at, turn in enumerate(exchange.turns) if turn.role == "user"), default=None)
-    indices = [at for at in range(len(exchange.turns)) if at != last_user]
-    shorter = [exchange]
-    for cut in range(1, len(indices) + 1):
-        left_out = set(indices[:cut])
+    others = [at for at in range(len(exchange.turns)) if at != last_user]
+    shorter, shortest = [], exchange
+    for cut in range(1, len(others) + 1):
+        left_out = set(others[:cut])
         turns = tuple(turn for at, turn in enumerate(exchange.turns) if at not in left_out)
-        shorter.append(replace(exchange, turns=turns))
-    shortest = shorter[-1]
-    shorter += [replace(shortest, context=exchange.context[:end]) for end in reversed(range(len(exchange.context)))]
-    return shorter
+        shorter.append(shortest := replace(exchange, turns=turns))
+    return shorter + [
+        replace(shortest, context=exchange.context[:end]) for end in reversed(range(len(exchange.context)))
+    ]
 
 
 def _with_notes(rendered: Rendered, exchange: Exchange, used: Exchange) -> Rendered:

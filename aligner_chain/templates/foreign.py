@@ -148,7 +148,7 @@ class ForeignTemplate(CorrectionTemplate):
         if self._delimiters == "neutralise":
             question = neutralised(question, self._text.delimiters)
         places = [("question", question), ("answer", answer)]
-        found = [(mark, place) for place, text in places for mark in self._text.delimiters if mark in text]
+        found = [(mark, place) for place, text in places for mark in self._text.delimiters if _holds(text, mark)]
         if found and self._delimiters == "refuse":
             mark, place = found[0]
             raise DelimiterError(
@@ -161,10 +161,15 @@ class ForeignTemplate(CorrectionTemplate):
 
 def neutralised(text: str, delimiters: Mapping[str, str]) -> str:
     """`text` with every delimiter in its harmless spelling."""
-    while any(mark in text for mark in delimiters):
+    while any(_holds(text, mark) for mark in delimiters):
         for mark, harmless in delimiters.items():
-            text = text.replace(mark, harmless)
+            text = f" {text} ".replace(mark, harmless).removeprefix(" ").removesuffix(" ")
     return text
+
+
+def _holds(text: str, mark: str) -> bool:
+    """Whether the delimiter is in the text, as it stands in the template: between spaces."""
+    return mark in f" {text} "
 
 
 def _question(exchange: Exchange) -> str:

@@ -138,9 +138,9 @@ def test_strength_moves_the_verdict(aligner: Aligner) -> None:
 
 
 def test_left_out_turns_are_told(aligner: Aligner) -> None:
-    history = tuple(Turn(role=role, text="x" * 150) for role in ("user", "assistant"))
+    history = tuple(Turn(role=role, text="x" * 250) for role in ("user", "assistant"))
     [correction] = aligner.correct([replace(GOOD, turns=(*history, *GOOD.turns))])
-    assert (correction.outcome, correction.reason) == ("approved", "1 oldest turns left out to fit the window")
+    assert (correction.outcome, correction.reason) == ("approved", "2 oldest turns left out to fit the window")
 
 
 def test_a_closed_engine_fails_each_answer(aligner: Aligner) -> None:
@@ -255,7 +255,7 @@ def test_a_script_plays_the_aligner() -> None:
 def test_what_a_script_finished_before_the_timeout_counts() -> None:
     go = threading.Event()
     aligner = Aligner.scripted(lambda exchange: exchange.answer if exchange is GOOD or go.wait(30) else "")
-    good, wrong = aligner.correct([GOOD, WRONG], timeout=0.2)
+    good, wrong = aligner.correct([GOOD, WRONG], timeout=1.0)
     go.set()
     assert good.outcome == "approved"
     assert isinstance(wrong.error, CorrectionTimeoutError)

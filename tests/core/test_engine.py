@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -343,18 +344,24 @@ def test_a_row_cancelled_while_it_waits_is_never_run(tokenizer: Any, tiny_llama:
 
 def test_a_deadline_ends_its_row_only(tokenizer: Any, tiny_llama: Any) -> None:
     model = tiny_llama(tokenizer)
-    late = threading.Event()
-    with engine_of(model, tokenizer) as engine, hooked(model, lambda _size: late.wait(0.02)):
-        asked = [
-            Request(key="never", prompt=(1, 2), max_new=NEW),
-            Request(key="at once", prompt=(1, 2), max_new=NEW, deadline_s=0.0),
-            Request(key="soon", prompt=(1, 2), max_new=NEW, deadline_s=0.05),
-        ]
+    forwards = iter(range(1000))
+
+    def pass_the_deadline(_size: int) -> None:
+        if next(forwards) == 3:
+            time.sleep(1.1)
+
+    asked = [
+        Request(key="never", prompt=(1, 2), max_new=NEW),
+        Request(key="at once", prompt=(1, 2), max_new=NEW, deadline_s=0.0),
+        Request(key="soon", prompt=(1, 2), max_new=NEW, deadline_s=1.0),
+    ]
+    with engine_of(model, tokenizer) as engine, hooked(model, pass_the_deadline):
         never, at_once, soon = run(engine, asked)
-    assert never.finish in ("eos", "length")
+    assert (never.finish, len(never.ids)) == ("length", NEW)
     assert (at_once.finish, at_once.ids, at_once.usage.forwards) == ("deadline", (), 0)
+    # Its fourth forward ran past the deadline.
     assert soon.finish == "deadline"
-    assert 0 < len(soon.ids) < len(never.ids)
+    assert len(soon.ids) <= 4
     assert soon.ids == never.ids[: len(soon.ids)]
 
 

@@ -21,7 +21,7 @@ PUBLIC = {
 
 
 def run(*command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
 
 
 @pytest.mark.parametrize(

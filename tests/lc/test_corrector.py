@@ -116,6 +116,8 @@ class Parsed(BaseModel):
         HumanMessage("a"),
         [HumanMessage("a")],
         [],
+        [1, 2],
+        [{"type": "text", "text": "a"}],
         {"messages": []},
         {"messages": None},
         None,
@@ -144,6 +146,8 @@ def test_an_empty_question_is_no_question(aligner: Aligner) -> None:
     for given in ({"question": " ", "answer": "a"}, [AIMessage("a")]):
         with pytest.raises(PromptNotFoundError):
             AlignerCorrector(aligner).invoke(given, {"configurable": {"aligner_question": ""}})
+        with pytest.raises(PromptNotFoundError):
+            AlignerCorrector(aligner, question=" ").invoke(given)
         assert AlignerCorrector(aligner, question="q").invoke(given).text == "<q|a>"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -118,6 +119,16 @@ def test_the_whole_conversation_is_recorded_as_text(
     )
 
 
+def test_messages_are_not_kept_alive(models: SimpleNamespace) -> None:
+    question = HumanMessage("q")
+    answer = models.Chat().invoke([question])
+    references = weakref.ref(question), weakref.ref(answer)
+    del question, answer
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+    assert recorder().counts()["runs"] == 1
+
+
 def test_a_question_that_is_only_an_image_is_not_known(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
     image = HumanMessage([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}])
     with pytest.raises(PromptNotFoundError):
@@ -213,6 +224,15 @@ def test_a_step_between_changes_the_answer(
     assert (prompt | models.Chat() | edited | corrector).invoke({"q": "q"}).text == "<q|edited>"
     assert (prompt | models.Chat() | rebuilt | corrector).invoke({"q": "q"}).text == "<q|rebuilt>"
     assert (prompt | models.Chat() | stripped | corrector).invoke({"q": "q"}) == "<q|A(Q)>"
+
+
+def test_a_model_further_out_is_no_proof_for_a_changed_answer(
+    models: SimpleNamespace, corrector: AlignerCorrector
+) -> None:
+    inner = RunnableLambda(lambda _: "from elsewhere") | corrector
+    with pytest.raises(PromptNotFoundError) as caught:
+        (models.Chat() | RunnableLambda(inner.invoke)).invoke("q")
+    assert caught.value.reason == "unknown"
 
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
@@ -311,7 +331,7 @@ def test_a_batch_larger_than_the_memory(
 def test_memory_is_bounded(models: SimpleNamespace, prompt: ChatPromptTemplate, corrector: AlignerCorrector) -> None:
     chain = prompt | models.StreamingChat() | corrector
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda index: chain.invoke({"q": str(index)}), range(2 * recorder().kept_runs)))
+        list(pool.map(lambda index: chain.invoke({"q": str(index)}), range(recorder().kept_runs + 100)))
     for index in range(20):
         stream = chain.stream({"q": f"abandoned {index}"})
         next(stream)
