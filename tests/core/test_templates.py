@@ -280,13 +280,18 @@ def test_delimiters_are_marked_neutralised_or_refused(name: str, tokenizer: Any)
     get_template(name, "refuse").render(Exchange.of("q", "a"), tokenizer, window=None)
 
 
+def test_a_delimiter_made_with_the_templates_own_space_is_seen(tokenizer: Any) -> None:
+    rendered = get_template("pku-aligner/1").render(Exchange.of("q |", "a"), tokenizer, window=None)
+    assert rendered.notes == ("the question holds the template's delimiter ' | '",)
+
+
 @given(
     text=st.lists(st.sampled_from([" ", "|", "#", "Question:", "##Answer:", "USER", ":", "ASSISTANT:"])).map("".join)
 )
 @quick
 def test_nothing_is_left_to_neutralise(text: str) -> None:
     for template in TEXTS.values():
-        assert not any(mark in neutralised(text, template.delimiters) for mark in template.delimiters)
+        assert not any(mark in f" {neutralised(text, template.delimiters)} " for mark in template.delimiters)
 
 
 def test_a_template_in_a_chat_needs_a_chat_template(tokenizer: Any) -> None:

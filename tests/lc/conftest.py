@@ -56,6 +56,13 @@ class StreamingFakeChat(FakeChat):
             yield ChatGenerationChunk(message=AIMessageChunk(piece, id=message_id))
 
 
+class AsyncFakeChat(FakeChat):
+    """Needs no thread under asyncio."""
+
+    async def _agenerate(self, messages: list[BaseMessage], *given: Any, **kw: Any) -> ChatResult:
+        return self._generate(messages)
+
+
 class ScriptedChat(BaseChatModel):
     """Answers with the messages it is given, and streams each as the pieces of a tuple."""
 
@@ -101,6 +108,7 @@ def models() -> SimpleNamespace:
     return SimpleNamespace(
         Chat=FakeChat,
         StreamingChat=StreamingFakeChat,
+        AsyncChat=AsyncFakeChat,
         Scripted=ScriptedChat,
         StreamingScripted=StreamingScriptedChat,
         Text=FakeText,

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -258,6 +259,17 @@ def test_user_callbacks_do_not_displace_the_recorder(models: SimpleNamespace, co
     for callbacks in ([], [BaseCallbackHandler()]):
         chain = models.Chat() | StrOutputParser() | corrector
         assert chain.invoke("q", {"callbacks": callbacks}) == "<q|A(q)>"
+
+
+async def test_busy_threads_do_not_hold_up_asyncio(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
+    busy, release = ThreadPoolExecutor(1), threading.Event()
+    asyncio.get_running_loop().set_default_executor(busy)
+    busy.submit(release.wait)
+    try:
+        answer = await asyncio.wait_for((models.AsyncChat() | corrector).ainvoke("q"), timeout=60)
+    finally:
+        release.set()
+    assert answer.text == "<q|A(q)>"
 
 
 async def test_langgraph_nodes(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
