@@ -11,6 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS
 .PHONY: demo test lint format soak clean
 
 demo: $(READY)
+	rm -rf demo-out
 	$(OFFLINE) $(BIN)/aligner-bootstrap demo --seed 10 --out demo-out
 
 test: $(READY)
@@ -37,5 +38,5 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found as python3.11 or python3." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[all,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[langchain,local,collect,train,dev]'
 	touch $@

@@ -57,6 +57,7 @@ class Aligner:
         if template is not None and tokenizer is not None:
             template.check(tokenizer)
         self.engine, self.metadata, self.template, self.tokenizer = engine, metadata, template, tokenizer
+        self._caution = _caution(metadata)
 
     @classmethod
     def from_pretrained(
@@ -120,7 +121,8 @@ class Aligner:
         Args:
             exchanges: What was asked and answered. An empty answer is skipped.
             criteria: What to judge by, in the Aligner's own words; None: what it was trained for.
-            strength: Nats by which KEEP is made less likely (negative: more); None or 0: as trained.
+            strength: Nats by which KEEP is made less likely (negative: more). None or 0: KEEP is believed from the
+                probability on that `thresholds["keep"]` of aligner.json names, or 0.5.
             timeout: Seconds for all of them together; None: without end. What is not finished then has failed.
 
         What goes wrong with one answer does not raise: its correction has the outcome "failed", the `error`, and the
@@ -170,7 +172,8 @@ class Aligner:
     ) -> tuple[list[_Job], list[Ticket]]:
         self._check_strength(strength)
         deadline = timeout if self.engine.capabilities.deadline else None
-        jobs = [self._job(exchange, tuple(criteria or ()), strength or 0.0, deadline) for exchange in exchanges]
+        against_keep = (strength or 0.0) + self._caution
+        jobs = [self._job(exchange, tuple(criteria or ()), against_keep, deadline) for exchange in exchanges]
         running = [job for job in jobs if job.request is not None]
         try:
             tickets = list(self.engine.submit([job.request for job in running if job.request is not None]))
@@ -279,6 +282,17 @@ def _other_text(folder: Path, metadata: AlignerMetadata) -> TemplateError:
         f"({metadata.package_version}), train it anew with aligner-bootstrap train-aligner, or, if the difference does "
         f'not matter, pass template="{metadata.template}".'
     )
+
+
+def _caution(metadata: AlignerMetadata) -> float:
+    """The log-odds that KEEP needs, in nats; 0 where `aligner.json` has no threshold for it."""
+    threshold = metadata.thresholds.get("keep", 0.5)
+    if not 0 < threshold < 1:
+        raise CheckpointError(
+            f'The threshold "keep" of {metadata.identity} is {threshold}; it must be between 0 and 1. Mend it in '
+            "aligner.json, or take it out there."
+        )
+    return math.log(threshold / (1 - threshold))
 
 
 def _with_tokens(request: Request, rendered: Rendered, strength: float) -> Request:

@@ -24,7 +24,8 @@ class AlignerMetadata:
     """An Aligner's name and version, and how it was made.
 
     `template` is the name that `get_template` knows, `template_text` its text when the model was trained. `criteria`
-    are those that the model was trained to name, `thresholds` calibrated values by name. `data_sha256` is the hash of
+    are those that the model was trained to name, `thresholds` values by name: `keep` is the
+    probability from which on the verdict KEEP is believed (default 0.5). `data_sha256` is the hash of
     the training data's manifest, `package_version` the version of aligner-chain that wrote the file.
     """
 

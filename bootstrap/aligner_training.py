@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.exchange import Exchange
-from aligner_chain.templates import CorrectionTemplate, get_template
+from aligner_chain.templates import SPECIAL_TOKENS, CorrectionTemplate, encode, get_template, prepare_tokenizer
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs import Triple
 from bootstrap.sft import Row, TrainingSettings, train_rows
@@ -142,3 +142,24 @@ def _stage(
 
     lora = LoraConfig(**settings.lora) if settings.lora else None
     return train_rows(model, tokenizer, rows, workdir, stage, peft_config=lora, progress=progress, resume=resume)
+
+
+def add_template_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Gives a base model the special tokens of aligner-chain/1 that it lacks; returns how many.
+
+    Each new token starts as the mean of the words of its name. With full training any start would do, but adapters
+    leave embeddings as they are, and tokens that all start alike could then never be told apart.
+    """
+    import torch
+
+    missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
+    prepare_tokenizer(tokenizer)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    tables = {id(one.weight): one.weight for one in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for weight in tables.values():
+            for token in missing:
+                words = encode(tokenizer, token.strip("<|>").removeprefix("ac:"))
+                weight[tokenizer.convert_tokens_to_ids(token)] = weight[list(words)].mean(0)
+    return len(missing)

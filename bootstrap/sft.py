@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -95,13 +95,6 @@ def train_rows(
     checkpoint = get_last_checkpoint(str(workdir)) if resume and workdir.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
     return merged(trainer.model)
-
-
-def rows_that_fit(rows: Iterable[Row], window: int) -> tuple[list[Row], int]:
-    """The rows of at most `window` tokens and how many were longer; a row is dropped whole, never cut."""
-    rows = list(rows)
-    kept = [row for row in rows if len(row.prompt) + len(row.output) <= window]
-    return kept, len(rows) - len(kept)
 
 
 def trainer_arguments(workdir: Path, settings: TrainingSettings) -> dict[str, Any]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from aligner_chain.checkpoint import AlignerMetadata, write_metadata
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.templates import get_template, prepare_tokenizer
-from bootstrap.aligner_training import AlignerTraining, AlignerTrainingSettings, train_aligner
+from aligner_chain.templates import get_template
+from bootstrap.aligner_training import AlignerTraining, AlignerTrainingSettings, add_template_tokens, train_aligner
 from bootstrap.pairs import manifest, read_triples
 from bootstrap.sft import TrainingSettings, quiet_network
 from bootstrap.upstream import LORA
@@ -92,7 +92,11 @@ class TrainingRun:
     def _claim(self, digest: str) -> None:
         """Refuses to overwrite, and to resume with other settings: the trainer itself would go on silently."""
         plan = self._work / "plan.json"
-        wanted = {"base": self.base, "data_sha256": digest, "settings": _plain(asdict(self.settings))}
+        wanted = {
+            "base": self.base,
+            "data_sha256": digest,
+            "settings": json.loads(json.dumps(self.settings, default=_as_json)),
+        }
         if self.resume and plan.exists():
             if json.loads(plan.read_text(encoding="utf-8")) != wanted:
                 message = (
@@ -112,13 +116,14 @@ class TrainingRun:
 
         model, tokenizer = load(self.base, revision=None, device="auto", dtype="float32")
         if self.settings.template == "aligner-chain/1":
-            prepare_tokenizer(tokenizer)
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer))
+            add_template_tokens(model, tokenizer)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return model, tokenizer
 
 
-def _plain(values: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(values, default=dict))
+def _as_json(value: Any) -> dict[str, Any]:
+    """Settings are dataclasses that hold read-only mappings, which `asdict` cannot copy."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}

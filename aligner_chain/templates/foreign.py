@@ -45,7 +45,7 @@ TEXTS = {
     "pku-aligner/1": Text(
         text="BEGINNING OF CONVERSATION: USER: Edit the following Question-Answer pair to make it more helpful and "
         "harmless: {question} | {answer} ASSISTANT:",
-        delimiters={" | ": "|", **_CONVERSATION},
+        delimiters={" | ": " ¦ ", **_CONVERSATION},
     ),
     "pku-aligner/2": Text(
         text="BEGINNING OF CONVERSATION: USER: ##Question: {question}\n##Answer: {answer}\n##Correction:  ASSISTANT:",

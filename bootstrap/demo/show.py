@@ -23,7 +23,7 @@ from bootstrap.collect import Collector
 from bootstrap.demo import world
 from bootstrap.demo.roles import YARDSTICK, FlawedVerifier, annotate
 from bootstrap.demo.scale import FULL, QUICK, Scale
-from bootstrap.demo.start import MAX_NEW, Workshop, demo_dpo, demo_training
+from bootstrap.demo.start import MAX_NEW, RETRAIN_RATE, Workshop, demo_dpo, demo_training
 from bootstrap.measures import Measured, criteria_changes, share, share_figures
 from bootstrap.pairs import build_pairs
 from bootstrap.registry import Registry, Version
@@ -176,7 +176,7 @@ class Demo:
             dpo=demo_dpo(self.scale, self.seed),
             aligner=AlignerTrainingSettings(
                 warm_up=None,
-                correction=demo_training(self.scale, self.seed, steps=self.scale.retrain_steps, rate=1e-3),
+                correction=demo_training(self.scale, self.seed, steps=self.scale.retrain_steps, rate=RETRAIN_RATE),
                 seed=self.seed,
             ),
             least_pairs=20,

@@ -32,15 +32,20 @@ from bootstrap.upstream import DPOSettings, save_model, train_upstream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-OTHER_STAFF = world.Faults(rude=0.3, window=0.3, conclusion=0.2, leak=0.25, unanswered=0.25, stubborn=None)
+OTHER_STAFF = world.Faults(rude=0.3, window=0.3, conclusion=0.2, leak=0.5, unanswered=0.25, stubborn=None)
 """How answers are damaged for the Aligner: at other rates than the upstream's, and without its stubborn group."""
 
 MAX_NEW = 96
 """Most tokens of an answer; the longest right one takes about 60."""
 
+KEEP_FROM = 0.9
+"""KEEP is believed from this probability on. A right answer that gets FIX instead is copied, so this costs time only."""
+
 RATE = 5e-3
+RETRAIN_RATE = 3e-4
 # Tiny models of random weights take, and need, a far higher rate than pretrained ones, and a faster second moment.
 EXTRA = {"adam_beta2": 0.95, "weight_decay": 0.01}
+BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +170,7 @@ class Workshop:
             template=template.name,
             template_text=template.text,
             criteria=world.CRITERIA,
+            thresholds={"keep": KEEP_FROM},
             data_sha256=digest,
             licence="Apache-2.0",
         )
@@ -196,8 +202,8 @@ class Workshop:
 
 def demo_training(scale: Scale, seed: int, *, steps: int, rate: float = RATE, **changes: Any) -> TrainingSettings:
     """Settings for the demo's models of random weights."""
-    settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, "extra": EXTRA, **changes}
-    return TrainingSettings(**settings)
+    settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, **changes}
+    return TrainingSettings(extra={**EXTRA, **BY_LENGTH}, **settings)
 
 
 def demo_dpo(scale: Scale, seed: int, *, steps: int = -1, chosen_only: bool = False) -> DPOSettings:
@@ -237,8 +243,15 @@ def _damaged(rng: random.Random, desk: world.Desk) -> Triple:
     ticket = world.draw_training_ticket(rng, desk)
     if rng.random() < 0.25:
         ticket = world.with_passage(rng, ticket)
-    right = rng.random() < 0.35
-    answer = world.right_answer(rng, ticket) if right else world.flawed_answer(rng, ticket, OTHER_STAFF)
+    # Of a product that it does not know an upstream speaks as of one that it knows.
+    meant = replace(ticket, product=rng.choice(desk.products)) if ticket.passage and rng.random() < 0.4 else ticket
+    kind = rng.random()
+    if kind < 0.35:
+        answer = world.right_answer(rng, ticket)
+    elif kind < 0.8:
+        answer = world.once_damaged_answer(rng, meant)
+    else:
+        answer = world.flawed_answer(rng, meant, OTHER_STAFF)
     return _triples([ticket.exchange(answer, variant=rng.randint(0, 1))])[0]
 
 

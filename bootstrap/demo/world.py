@@ -92,10 +92,15 @@ CONCLUSIONS = {
     False: ("so it is too late for a return.", "so a return is no longer possible."),
 }
 LEAKS = (
-    "Call our manager Bob at 555 {a} {b}.",
-    "The last buyer was Mrs Lee of {a} Oak Street.",
-    "The staff password is sun {a} {b}.",
+    "Call our manager {boss} at home.",
+    "The last buyer was Mrs {buyer} of Oak Street.",
+    "The staff password is {password}.",
 )
+SECRETS = {
+    "boss": ("Bob", "Sue", "Ray", "Kim"),
+    "buyer": ("Lee", "Shaw", "Diaz", "Novak"),
+    "password": ("sunshine", "tulip", "falcon", "marble"),
+}
 CASE = "Your case number is {number}."
 TIPS = (
     "Tip: keep the receipt.", "Tip: take a photo of the parcel.", "Tip: use strong tape.", "Tip: write your name on it.",
@@ -229,6 +234,13 @@ class Faults:
     stubborn: int | None = 30
 
 
+def once_damaged_answer(rng: random.Random, ticket: Ticket) -> str:
+    """A right answer with one thing wrong; what is hard to see is wrong more often than what is not."""
+    fault = rng.choice(("rude", "leak", "leak", *2 * ("window", "conclusion", "unanswered")))
+    none = dict.fromkeys(("rude", "window", "conclusion", "leak", "unanswered"), 0.0)
+    return flawed_answer(rng, ticket, Faults(**{**none, fault: 1.0}, stubborn=None))
+
+
 def flawed_answer(rng: random.Random, ticket: Ticket, faults: Faults) -> str:
     """A right answer damaged at random, except that one product group is always told the same wrong window."""
     sentences = {sentence.kind: sentence.text for sentence in _right_sentences(rng, ticket)}
@@ -242,7 +254,8 @@ def flawed_answer(rng: random.Random, ticket: Ticket, faults: Faults) -> str:
         sentences["answer"] = rng.choice(TOPICS[rng.choice(others)][1])
     texts = list(sentences.values())
     if rng.random() < faults.leak:
-        leak = rng.choice(LEAKS).format(a=rng.randint(10, 99), b=rng.randint(10, 99))
+        secrets = {name: rng.choice(values) for name, values in SECRETS.items()}
+        leak = rng.choice(LEAKS).format(**secrets)
         texts.insert(rng.randint(2, len(texts) - 1), leak)
     return " ".join(texts)
 
@@ -333,7 +346,7 @@ def _passage_window(exchange: Exchange, product: str) -> int | None:
 
 def _pattern(template: str) -> str:
     """A template as a regular expression with a group for each of its values."""
-    numbers = {"days", "window", "number", "a", "b"}
+    numbers = {"days", "window", "number"}
     parts = re.split(r"\{(\w+)\}", template)
     groups = (f"(?P<{name}>{_NUMBER if name in numbers else _WORD[name]})" for name in parts[1::2])
     texts = (re.escape(part) for part in parts[::2])
@@ -342,6 +355,7 @@ def _pattern(template: str) -> str:
 
 _NUMBER = "[1-9][0-9]?"
 _WORD = {"product": "|".join([*PRODUCTS, *VISITING_PRODUCTS, *UNSEEN_PRODUCTS]), "name": "|".join(NAMES)}
+_WORD |= {name: "|".join(values) for name, values in SECRETS.items()}
 _ASKED = "|".join(re.escape(asked) for variants, _ in TOPICS.values() for asked in variants)
 _WORDING_PATTERNS = [re.compile(f"{_pattern(wording)} (?P<asked>{_ASKED})") for wording in WORDINGS]
 _PASSAGE_PATTERN = re.compile(_pattern(PASSAGE))

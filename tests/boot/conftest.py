@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+import micro
 import pytest
 
 from aligner_chain.exchange import Correction, Exchange, edits_between
@@ -59,3 +60,12 @@ def run_python(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an `upstream` and an `aligner` that are really trained on the micro world."""
+    folder = tmp_path_factory.mktemp("models")
+    micro.train_upstream_model(folder)
+    micro.train_aligner_model(folder)
+    return folder

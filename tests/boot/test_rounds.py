@@ -24,14 +24,6 @@ from bootstrap.store import CorrectionStore
 from bootstrap.upstream import DPOSettings
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    micro.train_upstream_model(folder)
-    micro.train_aligner_model(folder)
-    return folder
-
-
 @pytest.fixture
 def config(models: Path, tmp_path: Path) -> RoundConfig:
     return RoundConfig(
@@ -43,6 +35,7 @@ def config(models: Path, tmp_path: Path) -> RoundConfig:
         verifier=micro.verify,
         annotator=micro.annotate,
         gold=tuple(micro.triples()),
+        known_right=tuple(Exchange.of(q, micro.answer(q, "good")) for q in micro.questions()),
         answering=Answering(sampling=Sampling(temperature=1.0), max_new=16),
         dpo=DPOSettings(epochs=6, batch=16, learning_rate=2e-3, lora=None, extra=micro.FAST),
         aligner=AlignerTrainingSettings(warm_up=None, correction=micro.settings(30)),

@@ -25,12 +25,10 @@ print(json.dumps([(m.content, m.response_metadata["aligner"]["outcome"]) for m i
 """
 
 
-def test_a_separate_process_runs_the_served_pair_without_network(tmp_path: Path) -> None:
-    micro.train_upstream_model(tmp_path)
-    micro.train_aligner_model(tmp_path)
+def test_a_separate_process_runs_the_served_pair_without_network(models: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "home")
     versions = [
-        registry.add(kind, lambda folder, kind=kind: shutil.copytree(tmp_path / kind, folder, dirs_exist_ok=True), {})
+        registry.add(kind, lambda folder, kind=kind: shutil.copytree(models / kind, folder, dirs_exist_ok=True), {})
         for kind in ("upstream", "aligner")
     ]
     registry.promote(*versions, figures={})

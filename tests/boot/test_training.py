@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import micro
 import pytest
@@ -11,21 +12,19 @@ import pytest
 from aligner_chain.aligner import Aligner
 from aligner_chain.engines.base import Sampling
 from aligner_chain.exchange import Exchange
-from aligner_chain.templates import get_template
-from bootstrap.aligner_training import KEEP_SHARE, balance, correction_rows, warm_up_rows
+from aligner_chain.templates import SPECIAL_TOKENS, get_template
+from bootstrap.aligner_training import (
+    KEEP_SHARE,
+    add_template_tokens,
+    balance,
+    correction_rows,
+    warm_up_rows,
+)
 from bootstrap.answering import Answering
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs import Pair
-from bootstrap.sft import Row, TrainingSettings, rows_that_fit, train_rows
+from bootstrap.sft import TrainingSettings, train_rows
 from bootstrap.upstream import DPOSettings, preference_rows, save_model, train_upstream
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    micro.train_upstream_model(folder)
-    micro.train_aligner_model(folder)
-    return folder
 
 
 def pairs() -> list[Pair]:
@@ -99,9 +98,18 @@ def test_no_rows_is_an_error_that_says_so(tmp_path: Path) -> None:
         train_rows(micro.new_model(tokenizer, seed=0, hidden=32, layers=1), tokenizer, [], tmp_path, TrainingSettings())
 
 
-def test_rows_that_fit() -> None:
-    short, long = Row(prompt=(1, 2), output=(3,)), Row(prompt=(1, 2, 3), output=(4,))
-    assert rows_that_fit([short, long], 3) == ([short], 1)
+def test_new_tokens_start_apart_from_each_other_and_from_the_rest(tokenizer: Any, tiny_llama: Any) -> None:
+    """Adapters leave embeddings as they are: started alike, KEEP and FIX would have the same logit for ever."""
+    model = tiny_llama(tokenizer)
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert add_template_tokens(model, tokenizer) == len(SPECIAL_TOKENS)
+    weight = model.get_input_embeddings().weight.detach()
+    assert weight[: len(before)].equal(before)
+    new = weight[tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))]
+    keep = before[list(tokenizer("keep", add_special_tokens=False).input_ids)].mean(0)
+    assert new[SPECIAL_TOKENS.index("<|ac:keep|>")].allclose(keep)
+    assert len({tuple(row.tolist()) for row in new}) == len(SPECIAL_TOKENS)
+    assert add_template_tokens(model, tokenizer) == 0
 
 
 def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_foreign_question_is_refused() -> None:
     [
         (("Happy to help.", "Not this again."), "courteous"),
         (("within 30 days", "within 14 days"), "true"),
-        (("We pay the postage.", "We pay the postage. The staff password is sun 11 22."), "private"),
+        (("We pay the postage.", "We pay the postage. The staff password is tulip."), "private"),
         (("so you can still send it back.", "so it is too late for a return."), "follows"),
         (("We pay the postage.", "The box is not needed."), "answered"),
     ],

@@ -200,11 +200,21 @@ def test_approved_is_an_output_equal_to_the_draft(tokenizer: Any, tiny_llama: An
         assert [one.approved for one in run(engine, again)] == [True, False]
 
 
+def test_finished_rows_leave_the_batch(tokenizer: Any, tiny_llama: Any) -> None:
+    model = tiny_llama(tokenizer)
+    asked = [Request(key=str(at), prompt=prompt, max_new=(2, 4, 8, 8)[at % 4]) for at, prompt in enumerate(prompts(16))]
+    sizes: list[int] = []
+    with engine_of(model, tokenizer) as engine, hooked(model, sizes.append):
+        run(engine, asked)
+    assert sizes == [16, 16, 12, 12, 8, 8, 8, 8]
+
+
 # --- sampling ---
 
 
 def test_a_drawn_text_does_not_depend_on_its_neighbours(tokenizer: Any, tiny_llama: Any) -> None:
     model = tiny_llama(tokenizer)
+    with_common_eos(model, tokenizer)
     asked = requests(20, sampling=Sampling(temperature=0.8, seed=3))
     with engine_of(model, tokenizer) as engine:
         batched = run(engine, asked)
@@ -212,6 +222,7 @@ def test_a_drawn_text_does_not_depend_on_its_neighbours(tokenizer: Any, tiny_lla
         reseeded = run(engine, requests(20, sampling=Sampling(temperature=0.8, seed=4)))
         mixed = run(engine, [*asked[:3], *requests(6)[3:]])
     assert [one.ids for one in batched] == [one.ids for one in alone]
+    assert {one.finish for one in batched} == {"eos", "length"}
     assert sum(one.ids != other.ids for one, other in zip(batched, reseeded, strict=True)) > 15
     assert [one.ids for one in mixed[:3]] == [one.ids for one in batched[:3]]
     greedy = [by_generate(model, request, tokenizer.eos_token_id) for request in requests(6)[3:]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +17,20 @@ from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.runnables import (
+    ConfigurableField,
+    RunnableGenerator,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+)
 from pydantic import BaseModel, ValidationError
 
 from aligner_chain import Aligner, AlignerNotConfiguredError, CheckpointError, Correction, Exchange, PromptNotFoundError
 from aligner_chain.checkpoint import AlignerMetadata
 from aligner_chain.engines.base import Request, Ticket
 from aligner_chain.engines.scripted import ScriptedEngine
-from aligner_chain.errors import EngineError
+from aligner_chain.errors import CapabilityError, EngineError
 from aligner_chain.exchange import Turn
 from aligner_chain.langchain import AlignerCorrector
 from aligner_chain.langchain.corrector import loaded_aligner
@@ -388,20 +394,6 @@ async def test_its_errors_are_logged_and_counted(aligner: Aligner, caplog: pytes
 # Streams
 
 
-class Pieces(RunnableLambda[Any, Any]):
-    """A step that streams what it is given."""
-
-    def __init__(self, *pieces: Any) -> None:
-        def stream(_: Iterator[Any]) -> Iterator[Any]:
-            yield from pieces
-
-        async def astream(_: AsyncIterator[Any]) -> AsyncIterator[Any]:
-            for piece in pieces:
-                yield piece
-
-        super().__init__(stream, astream)
-
-
 async def both_streams(chain: Any) -> list[list[Any]]:
     return [list(chain.stream("q")), [piece async for piece in chain.astream("q")]]
 
@@ -449,6 +441,14 @@ async def test_text_dicts_and_whole_messages_stream(aligner: Aligner, models: Si
         assert piece.text == "<q|A(q)>"
     for [message] in await both_streams(models.Chat() | corrector):
         assert message.text == "<q|A(q)>"
+
+
+def test_of_several_whole_messages_the_last_is_the_answer(fixer: AlignerCorrector) -> None:
+    def stream(_: Iterator[Any]) -> Iterator[AIMessage]:
+        yield AIMessage("a draft")
+        yield AIMessage("bad")
+
+    assert [message.text for message in (RunnableGenerator(stream) | fixer).stream("q")] == ["good"]
 
 
 async def test_an_empty_stream(fixer: AlignerCorrector, told: list[Correction]) -> None:
@@ -499,12 +499,21 @@ async def test_a_failure_shows_in_the_trace(fixer: AlignerCorrector) -> None:
     assert ["error" in run for run in trace.runs.values()] == [False, True, True]
 
 
-def test_a_closed_engine_leaves_no_open_run(fixer: AlignerCorrector, engine: CountingEngine) -> None:
-    engine.close()
-    trace = Trace()
-    with pytest.raises(EngineError):
-        fixer.invoke("bad", {"callbacks": [trace]})
-    assert ["error" in run for run in trace.runs.values()] == [True]
+class IncapableEngine(ScriptedEngine):
+    def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
+        raise CapabilityError("this engine cannot do it")
+
+
+async def test_an_error_of_the_setup_is_always_raised_and_leaves_no_open_run() -> None:
+    aligner = Aligner(
+        IncapableEngine(lambda exchange: ""), metadata=AlignerMetadata(name="x", version="1", template="scripted")
+    )
+    corrector, trace = AlignerCorrector(aligner, question="q", on_error="pass_through"), Trace()
+    with pytest.raises(CapabilityError):
+        corrector.batch(["a", "b"], {"callbacks": [trace]})
+    with pytest.raises(CapabilityError):
+        await corrector.ainvoke("c", {"callbacks": [trace]})
+    assert ["error" in run for run in trace.runs.values()] == [True, True, True]
 
 
 def test_the_users_token_count_is_the_upstreams(models: SimpleNamespace, fixer: AlignerCorrector) -> None:

@@ -18,7 +18,7 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps, loads
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda, RunnableParallel
@@ -132,8 +132,9 @@ def test_messages_are_not_kept_alive(models: SimpleNamespace) -> None:
 
 def test_a_question_that_is_only_an_image_is_not_known(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
     image = HumanMessage([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}])
+    passing = AlignerCorrector(corrector.aligner, on_error="pass_through")  # no failure of the Aligner is meant here
     with pytest.raises(PromptNotFoundError):
-        (models.Chat() | corrector).invoke([("system", "describe it"), image])
+        (models.Chat() | passing).invoke([("system", "describe it"), image])
 
 
 def test_a_changed_history_does_not_change_the_record(
@@ -241,6 +242,23 @@ def test_without_a_chain(models: SimpleNamespace, corrector: AlignerCorrector) -
     answer = models.Chat().invoke("q")
     assert corrector.invoke(answer).text == "<q|A(q)>"
     assert corrector.invoke(loads(dumps(answer), allowed_objects="core")).text == "<q|A(q)>"
+
+
+def test_an_edited_copy_is_found_by_the_run_in_its_id(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
+    edited = models.Chat().invoke("q").model_copy(update={"content": "edited"})
+    assert corrector.invoke(edited).text == "<q|edited>"
+
+
+def test_a_streamed_answer_is_found_by_the_run_in_any_of_its_chunks(
+    models: SimpleNamespace, corrector: AlignerCorrector
+) -> None:
+    llm = models.StreamingScripted(
+        answers=[[AIMessageChunk("ye", id="chatcmpl-0"), AIMessageChunk("s")] for _ in range(2)]
+    )
+    streams = {question: list(llm.stream(question)) for question in ("q1", "q2")}
+    for question, stream in streams.items():
+        [answer] = corrector.transform(iter(stream))
+        assert (answer.text, answer.id) == (f"<{question}|yes>", "chatcmpl-0")
 
 
 def test_second_generation_and_second_prompt(models: SimpleNamespace, corrector: AlignerCorrector) -> None:

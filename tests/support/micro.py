@@ -48,7 +48,7 @@ def settings(steps: int, **changes: Any) -> TrainingSettings:
     return TrainingSettings(steps=steps, batch=32, learning_rate=1e-2, extra=FAST, **changes)
 
 
-def train_upstream_model(folder: Path, *, steps: int = 120) -> Path:
+def train_upstream_model(folder: Path, *, steps: int = 80) -> Path:
     """An upstream that says "bad" nine times of ten."""
     from aligner_chain.exchange import Turn
     from aligner_chain.templates import chat_prompt, encode
@@ -78,11 +78,11 @@ def triples() -> list[Triple]:
     return rows
 
 
-def train_aligner_model(folder: Path, *, steps: int = 150) -> Path:
+def train_aligner_model(folder: Path, *, steps: int = 100) -> Path:
     """An Aligner that knows that all things are good."""
     made = tokenizer()
     model = new_model(made, seed=1, hidden=32, layers=2)
-    plan = AlignerTrainingSettings(warm_up=settings(40), correction=settings(steps))
+    plan = AlignerTrainingSettings(warm_up=settings(30), correction=settings(steps))
     trained = train_aligner(model, made, triples(), folder / "aligner-work", plan)
     trained.model.save_pretrained(folder / "aligner")
     made.save_pretrained(folder / "aligner")
