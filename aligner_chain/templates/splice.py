@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from aligner_chain.engines.base import Draft
-from aligner_chain.templates.plain import PlainText
+from aligner_chain.templates.plain import PlainText, Span
 
 
 def spliced(ids: Sequence[int], plain: PlainText, draft: Draft, answer: str) -> str:
@@ -27,10 +27,11 @@ def spliced(ids: Sequence[int], plain: PlainText, draft: Draft, answer: str) -> 
     )
     parts, position = [], 0
     for block in matcher.get_matching_blocks():
-        first, last = _whole_characters(draft.spans, block.a, block.a + block.size)
-        start, end = block.b + first - block.a, block.b + last - block.a
+        first, start = block.a, block.b
+        last = _before_half_a_character(draft.spans, first, first + block.size)
+        end = start + last - first
         anchored = (first, start) == (0, 0) or (last, end) == (len(draft.ids), len(ids))
-        if anchored or not _by_chance(draft.ids[first:last], plain):
+        if first < last and (anchored or not _by_chance(draft.ids[first:last], plain)):
             parts += ["".join(new[position:start]), _characters(draft, answer, first, last)]
             position = end
     return "".join([*parts, *new[position:]])
@@ -41,13 +42,14 @@ def _by_chance(run: Sequence[int], plain: PlainText) -> bool:
     return len(run) < 2 and tuple(run) != (plain.unknown,)
 
 
-def _whole_characters(spans: Sequence[tuple[int, int]], first: int, last: int) -> tuple[int, int]:
-    """The part of the run `first` to `last` that begins and ends between two characters, not inside one."""
-    while first < last and first > 0 and spans[first][0] < spans[first - 1][1]:
-        first += 1
+def _before_half_a_character(spans: Sequence[Span], first: int, last: int) -> int:
+    """Where the run from `first` to `last` ends, if it ended inside a character.
+
+    It cannot begin inside one: the last token of a character carries the whole text of it, which then is the same.
+    """
     while first < last < len(spans) and spans[last][0] < spans[last - 1][1]:
         last -= 1
-    return first, last
+    return last
 
 
 def _characters(draft: Draft, answer: str, first: int, last: int) -> str:

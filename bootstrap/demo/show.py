@@ -7,10 +7,12 @@ import json
 import os
 import platform
 import random
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from bootstrap.rounds import NULLS, RoundConfig, RoundResult, register_start, ru
 from bootstrap.sft import merged
 from bootstrap.store import CorrectionStore, split_of
 from bootstrap.upstream import train_upstream
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "langchain-core")
 
 Corrector = Callable[[Sequence[Exchange]], Sequence[str]]
 
@@ -286,7 +290,9 @@ class Demo:
             "unseen_products": table[-1]["unseen_products"],
             "verifier": self.verifier.figures(),
             "seconds": round(time.monotonic() - self._started, 1),
-            "machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()},
+            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+            "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         }
 
 

@@ -132,26 +132,38 @@ def test_stop_sequences(llm: LocalChatModel) -> None:
     assert llm.bind(stop=["never said", ""]).invoke("hello").text == text
 
 
-async def test_the_loop_is_not_blocked(llm: LocalChatModel) -> None:
-    await llm.ainvoke("warm up")
-    task, turns = asyncio.create_task(llm.ainvoke("hello", max_new_tokens=100)), 0
-    while not task.done():
-        turns += 1
-        await asyncio.sleep(0)
-    assert turns > 20
+@pytest.fixture
+def held_forward(upstream: Path) -> Iterator[SimpleNamespace]:
+    """Holds each forward of the upstream until `go` is set; `went` tells for each whether that happened."""
+    held = SimpleNamespace(started=threading.Event(), go=threading.Event(), went=[])
+
+    def hold(*_: Any) -> None:
+        held.started.set()
+        held.went.append(held.go.wait(timeout=60))
+
+    hook = shared_engine(upstream).model.register_forward_pre_hook(hold)
+    yield held
+    held.go.set()
+    hook.remove()
 
 
-async def test_cancelling_the_task_stops_the_decoding(llm: LocalChatModel, upstream: Path, batches: list[int]) -> None:
-    started = threading.Event()
-    hook = shared_engine(upstream).model.register_forward_pre_hook(lambda *_: started.set())
+async def test_the_loop_is_not_blocked(llm: LocalChatModel, held_forward: SimpleNamespace) -> None:
+    task = asyncio.create_task(llm.ainvoke("hello", max_new_tokens=1))
+    await asyncio.to_thread(held_forward.started.wait, 60)
+    held_forward.go.set()
+    await task
+    assert held_forward.went == [True]
+
+
+async def test_cancelling_the_task_stops_the_decoding(llm: LocalChatModel, held_forward: SimpleNamespace) -> None:
     task = asyncio.create_task(llm.ainvoke("hello", max_new_tokens=200))
-    await asyncio.to_thread(started.wait)
+    await asyncio.to_thread(held_forward.started.wait, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    held_forward.go.set()
     await llm.ainvoke("the next one", max_new_tokens=2)  # the same thread decodes it, so the first has ended
-    hook.remove()
-    assert len(batches) < 150
+    assert len(held_forward.went) < 10
 
 
 def test_rebuilt_objects_share_the_weights(llm: LocalChatModel, upstream: Path) -> None:
