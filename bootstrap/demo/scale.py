@@ -39,8 +39,8 @@ class Scale:
 FULL = Scale(
     desk=WHOLE_DESK,
     rows=6_000,
-    base_steps=480,
-    upstream_steps=330,
+    base_steps=400,
+    upstream_steps=300,
     trial_pairs=240,
     trial_steps=30,
     population=1_000,
