@@ -53,7 +53,7 @@ learning_rate = 2e-5
 
 _PATHS = ("store", "base_upstream", "base_aligner", "home")
 _NAMES = ("judge", "verifier", "annotator")
-_NUMBERS = ("least_pairs", "annotations", "regenerate", "seed")
+_NUMBERS = ("least_pairs", "annotations", "regenerate", "margin", "pair_margin", "seed")
 _TABLES = ("gold", "answering", "dpo", "aligner")
 
 

@@ -56,6 +56,8 @@ class RoundConfig:
         answering: how upstreams are asked.
         margin: how far below 0 the lower bound of an Aligner's change may be, as a share. Of n gate prompts without any
             change it is about 3.84 / n, so 1 point needs 384 of them.
+        pair_margin: the same for the new pair as a whole against the served one. An upstream that needs less correcting
+            leaves subtler faults, so a little may be lost here while the Aligner itself got better.
         least_pairs: fewer pairs than this are not trained on.
         regenerate: at most so many training prompts are answered anew.
     """
@@ -74,6 +76,7 @@ class RoundConfig:
     dpo: DPOSettings = field(default_factory=DPOSettings)
     aligner: AlignerTrainingSettings = field(default_factory=AlignerTrainingSettings)
     margin: float = 0.01
+    pair_margin: float = 0.03
     least_pairs: int = 50
     regenerate: int = 2000
     seed: int = 0
@@ -268,8 +271,10 @@ class _Round:
             old_on_new = measure(self._correct(self.served.aligner, answers))
             new = measure(self._correct(candidate, answers))
             old = measure(self._correct(self.served.aligner, self._answers(self._upstream, answers)))
-            for name, before in (("Aligner on the new upstream", old_on_new), ("new pair against served pair", old)):
-                margin = self.config.margin
+            for name, before, margin in (
+                ("Aligner on the new upstream", old_on_new, self.config.margin),
+                ("new pair against served pair", old, self.config.pair_margin),
+            ):
                 self._decide(non_inferiority_gate(name, before.right_aligned, new.right_aligned, margin))
             self._decide(self._kept_gate(candidate, new))
             self.figures = new.figures()

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 OTHER_STAFF = world.Faults(rude=0.3, window=0.3, conclusion=0.2, leak=0.5, unanswered=0.25, stubborn=None)
 """How answers are damaged for the Aligner: at other rates than the upstream's, and without its stubborn group."""
 
-MAX_NEW = 96
-"""Most tokens of an answer; the longest right one takes about 60."""
+MAX_NEW = 64
+"""Most tokens of an answer; the longest right one takes about 40."""
 
 KEEP_FROM = 0.9
 """KEEP is believed from this probability on. A right answer that gets FIX instead is copied, so this costs time only."""

@@ -39,6 +39,7 @@ def config(models: Path, tmp_path: Path) -> RoundConfig:
         answering=Answering(sampling=Sampling(temperature=1.0), max_new=16),
         dpo=DPOSettings(epochs=6, batch=16, learning_rate=2e-3, lora=None, extra=micro.FAST),
         aligner=AlignerTrainingSettings(warm_up=None, correction=micro.settings(30)),
+        pair_margin=0.5,
         margin=0.5,  # so small a world has two dozen gate prompts, and a chance answer more or less is 4 points
         least_pairs=20,
     )
