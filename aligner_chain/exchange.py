@@ -18,6 +18,8 @@ from uuid import UUID
 
 Outcome = Literal["approved", "corrected", "kept", "skipped", "failed"]
 
+_LONG = 1000
+"""Pieces of text from which on a diff is approximate."""
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 
 
@@ -141,7 +143,8 @@ def edits_between(before: str, after: str) -> tuple[Edit, ...]:
     """The changes that turn `before` into `after`, by words, in order and without overlap."""
     old, new = _PIECES.findall(before), _PIECES.findall(after)
     starts = _offsets(old)
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    # In a long text, words found everywhere do not anchor a match: an upstream that repeats itself would take minutes.
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=len(new) > _LONG)
     return tuple(
         Edit(start=starts[i], end=starts[k], before="".join(old[i:k]), after="".join(new[j:m]))
         for tag, i, k, j, m in matcher.get_opcodes()

@@ -203,12 +203,12 @@ class Workshop:
 
 def demo_training(scale: Scale, seed: int, *, steps: int, rate: float = RATE, **changes: Any) -> TrainingSettings:
     """Settings for the demo's models of random weights."""
-    settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, **changes}
-    return TrainingSettings(extra={**EXTRA, **BY_LENGTH}, **settings)
+    settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, "extra": EXTRA}
+    return TrainingSettings(**{**settings, **changes})
 
 
 def demo_dpo(scale: Scale, seed: int, *, steps: int = -1, chosen_only: bool = False) -> DPOSettings:
-    """Full weights, since adapters on models this small cannot part what training made equal (see the docs)."""
+    """Full weights: adapters are for models that know much already, and this one is half a million weights."""
     return DPOSettings(
         epochs=scale.dpo_epochs,
         steps=steps,
