@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import micro
 import pytest
 
 from aligner_chain.aligner import Aligner
+from aligner_chain.checkpoint import read_metadata, write_metadata
 from aligner_chain.engines.base import Sampling
+from aligner_chain.errors import CheckpointError
 from aligner_chain.exchange import Exchange
 from aligner_chain.templates import SPECIAL_TOKENS, get_template
 from bootstrap.aligner_training import (
@@ -59,6 +63,23 @@ def test_a_trained_aligner_keeps_and_fixes_and_names_the_criteria(models: Path) 
     assert sum(one.outcome == "approved" for one in good) / len(good) > 0.95
     assert sum(one.criteria == ("kind", "right") for one in bad) / len(bad) > 0.95
     aligner.close()
+
+
+@pytest.mark.parametrize(("threshold", "decoded"), [(1e-9, False), (1 - 1e-9, True)])
+def test_keep_is_believed_from_its_threshold_on(models: Path, tmp_path: Path, threshold: float, decoded: bool) -> None:
+    folder = shutil.copytree(models / "aligner", tmp_path / "aligner")
+    write_metadata(folder, replace(read_metadata(folder), thresholds={"keep": threshold}))
+    aligner = Aligner.from_pretrained(folder)
+    (one,) = aligner.correct([Exchange.of("say tea sun", "tea sun is good")])
+    assert (one.usage.forwards > 1) == decoded
+    aligner.close()
+
+
+def test_a_threshold_that_is_no_probability_is_refused(models: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(models / "aligner", tmp_path / "aligner")
+    write_metadata(folder, replace(read_metadata(folder), thresholds={"keep": 2.0}))
+    with pytest.raises(CheckpointError, match="must be between 0 and 1"):
+        Aligner.from_pretrained(folder)
 
 
 def test_the_second_stage_never_copies_a_flawed_answer() -> None:
