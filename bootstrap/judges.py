@@ -14,6 +14,7 @@ from typing import Any
 
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
+from bootstrap.pairs import Source, Triple
 
 Judge = Callable[[Sequence[Exchange]], Sequence[Mapping[str, bool]]]
 """For each exchange, whether its answer meets each criterion, always the same criteria in the same order."""
@@ -28,6 +29,17 @@ class Annotation:
 
     text: str
     criteria: tuple[str, ...] = ()
+
+    def triple(self, exchange: Exchange, source: Source) -> Triple:
+        """The row that teaches an Aligner to repair `exchange` like this, or to KEEP it where nothing changed."""
+        return Triple(
+            turns=exchange.turns,
+            answer=exchange.answer,
+            context=exchange.context,
+            correction=None if self.text == exchange.answer else self.text,
+            criteria=self.criteria,
+            source=source,
+        )
 
 
 Annotator = Callable[[Sequence[Exchange]], Sequence[Annotation]]

@@ -289,7 +289,7 @@ class Registry:
         """Turns a disk's errors, whoever raises them, into one that says the way out."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # Rust libraries raise a bare Exception on a full disk; the rest is passed on.
             if not is_disk_error(error):
                 raise
             free = shutil.disk_usage(self.home).free / 2**20

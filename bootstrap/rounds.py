@@ -317,17 +317,8 @@ class _Round:
     def _annotate(self, exchanges: Sequence[Exchange]) -> list[Triple]:
         if self.config.annotator is None or not exchanges:
             return []
-        return [
-            Triple(
-                turns=one.turns,
-                answer=one.answer,
-                context=one.context,
-                correction=None if repaired.text == one.answer else repaired.text,
-                criteria=repaired.criteria,
-                source="annotated",
-            )
-            for one, repaired in zip(exchanges, self.config.annotator(exchanges), strict=True)
-        ]
+        repaired = self.config.annotator(exchanges)
+        return [one.triple(exchange, "annotated") for exchange, one in zip(exchanges, repaired, strict=True)]
 
     def _answers(self, version: Version, prompts: Sequence[Exchange]) -> list[Exchange]:
         key = (version.identity, tuple(prompt.turns for prompt in prompts))

@@ -257,13 +257,4 @@ def _damaged(rng: random.Random, desk: world.Desk) -> Triple:
 
 
 def _triples(answers: Sequence[Exchange]) -> list[Triple]:
-    return [
-        Triple(
-            turns=one.turns,
-            answer=one.answer,
-            context=one.context,
-            correction=None if repaired.text == one.answer else repaired.text,
-            criteria=repaired.criteria,
-        )
-        for one, repaired in zip(answers, annotate(answers), strict=True)
-    ]
+    return [repaired.triple(one, "gold") for one, repaired in zip(answers, annotate(answers), strict=True)]
