@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +103,20 @@ def correction_rows(
 def warm_up_rows(
     template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triples: Sequence[Triple], window: int
 ) -> tuple[list[Row], int]:
-    """The rows of the warm-up: every flawed answer and every other right one is copied, the rest get their verdict."""
-    rows = []
-    for index, triple in enumerate(triples):
-        copied = triple.correction is not None or index % 2 == 0 or not template.verdict
-        rows.append(_row(template, tokenizer, triple, triple.answer if copied else None, window, criteria=()))
+    """The rows of the warm-up, two of each triple: its answer is copied, and it gets its verdict.
+
+    The copy is asked for, its verdict being part of the prompt, so that no flawed answer is ever called right or a
+    right one wrong. A row that is a verdict alone is short, and nothing in it outweighs the one token that matters.
+    """
+    rows: list[Row | None] = []
+    for triple in triples:
+        identity = _row(template, tokenizer, triple, triple.answer, window, criteria=())
+        if not template.verdict:
+            rows.append(identity)
+            continue
+        rows.append(identity and Row(prompt=(*identity.prompt, identity.output[0]), output=identity.output[1:]))
+        verdict = _row(template, tokenizer, triple, triple.correction, window)
+        rows.append(verdict and (verdict if triple.correction is None else replace(verdict, output=verdict.output[:1])))
     kept = [row for row in rows if row is not None]
     return kept, len(rows) - len(kept)
 

@@ -109,7 +109,16 @@ def _headline(rounds: Sequence[Figures]) -> str:
     shown = "".join(
         f'<div><dt>{escape(name)}</dt><dd class="{style}">{escape(value)}</dd></div>\n' for name, style, value in tiles
     )
-    return f'<dl class="tiles">\n{shown}</dl>\n'
+    return f'<dl class="tiles">\n{shown}</dl>\n{"".join(map(_refusal, rounds))}'
+
+
+def _refusal(figures: Figures) -> str:
+    """Says which gate refused a round: its figures are those of the pair that was served before and stays."""
+    gates = [str(gate.get("name")) for gate in figures.get("gates", ()) if not gate.get("passed")]
+    if not gates:
+        return ""
+    told = f"{_round_name(figures).capitalize()} changed nothing: refused at {', '.join(gates)}. The pair before it is still served."
+    return f'<p class="refused">{escape(told)}</p>\n'
 
 
 def _change(first: Figures, last: Figures, key: str) -> str:

@@ -7,6 +7,7 @@ trained here with TRL's `SFTTrainer`. Rows arrive as ids, since the Aligner's te
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,8 @@ class TrainingSettings:
     """How long and how fast to train. `extra` goes to TRL's config as it is and wins over everything here.
 
     `batch` is rows per optimiser step; `warmup` the share of the steps until the peak of `learning_rate`, which then
-    falls along a cosine to a twentieth of it; `save_every` counts steps between checkpoints (0: none).
+    falls along a cosine to a twentieth of it; `save_every` counts steps between checkpoints (0: none). `bucketed` lets
+    rows with prompts of like length share a batch, which saves padding; it is for supervised training only.
     """
 
     epochs: float = 3.0
@@ -45,6 +47,7 @@ class TrainingSettings:
     warmup: float = 0.03
     seed: int = 0
     save_every: int = 0
+    bucketed: bool = False
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -70,7 +73,6 @@ def train_rows(
     """
     quiet_network()
     from datasets import Dataset
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     if not rows:
@@ -78,23 +80,41 @@ def train_rows(
             "No rows to train on. Check the counts of dropped rows, or raise the context length of the base model."
         )
         raise TrainingDataError(message)
+    own: dict[str, Any] = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    if settings.bucketed:
+        rows = bucketed(rows, settings.batch, random.Random(settings.seed))
+        own["train_sampling_strategy"] = "sequential"
     columns = {
         "input_ids": [[*row.prompt, *row.output] for row in rows],
         "labels": [[*[-100] * len(row.prompt), *row.output] for row in rows],
     }
-    own = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    args = SFTConfig(**{**trainer_arguments(workdir, settings), **own, **settings.extra})
     trainer = SFTTrainer(
         model=model,
-        args=args,
+        args=SFTConfig(**{**trainer_arguments(workdir, settings), **own, **settings.extra}),
         train_dataset=Dataset.from_dict(columns),
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    return merged(run_trainer(trainer, workdir, resume=resume, progress=progress))
+
+
+def run_trainer(trainer: Any, workdir: Path, *, resume: bool, progress: bool) -> Any:
+    """Trains, from the newest checkpoint in `workdir` on where `resume` is set, and returns the trainer's model."""
+    from transformers.trainer_utils import get_last_checkpoint
+
     show_progress(trainer, progress)
     checkpoint = get_last_checkpoint(str(workdir)) if resume and workdir.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
-    return merged(trainer.model)
+    return trainer.model
+
+
+def bucketed(rows: Sequence[Row], batch: int, rng: random.Random) -> list[Row]:
+    """The rows in an order in which those with prompts of like length share a batch, the batches in random order."""
+    shuffled = rng.sample(rows, len(rows) // batch * batch) if len(rows) > batch else list(rows)
+    shuffled.sort(key=lambda row: len(row.prompt) // 16)
+    batches = [shuffled[start : start + batch] for start in range(0, len(shuffled), batch)]
+    rng.shuffle(batches)
+    return [row for one in batches for row in one]
 
 
 def trainer_arguments(workdir: Path, settings: TrainingSettings) -> dict[str, Any]:

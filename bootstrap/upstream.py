@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligner_chain.templates import chat_prompt, encode
 from bootstrap.pairs import Pair
-from bootstrap.sft import Row, TrainingSettings, quiet_network, show_progress, train_rows, trainer_arguments
+from bootstrap.sft import Row, TrainingSettings, quiet_network, run_trainer, train_rows, trainer_arguments
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -92,7 +92,6 @@ def _train_dpo(
 ) -> PreTrainedModel:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import DPOConfig, DPOTrainer
 
     class IdsDPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -117,10 +116,7 @@ def _train_dpo(
         processing_class=tokenizer,
         peft_config=lora,
     )
-    show_progress(trainer, progress)
-    checkpoint = get_last_checkpoint(str(workdir)) if resume and workdir.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trained: PreTrainedModel = trainer.model
+    trained: PreTrainedModel = run_trainer(trainer, workdir, resume=resume, progress=progress)
     return trained.eval()
 
 

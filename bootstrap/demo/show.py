@@ -180,7 +180,9 @@ class Demo:
             dpo=demo_dpo(self.scale, self.seed),
             aligner=AlignerTrainingSettings(
                 warm_up=None,
-                correction=demo_training(self.scale, self.seed, steps=self.scale.retrain_steps, rate=RETRAIN_RATE),
+                correction=demo_training(
+                    self.scale, self.seed, steps=self.scale.retrain_steps, rate=RETRAIN_RATE, bucketed=True
+                ),
                 seed=self.seed,
             ),
             least_pairs=20,

@@ -1,7 +1,7 @@
 """The start of the demo: a base model from nothing, and the upstream and the Aligner that are trained from it.
 
-The base learns the desk's trade from right answers, and to copy; asked alone, it is the null corrector that sees the
-question only.
+The base learns the desk's trade from right answers, and to copy and to judge; asked alone, it is the null corrector
+that sees the question only.
 The upstream learns to answer as the flawed staff of the desk did. The Aligner learns from right answers damaged with
 known inverses and, for half, from real samples of a population of upstreams (checkpoints, temperatures, one after a
 trial DPO), so that it holds when its input changes.
@@ -45,8 +45,6 @@ RATE = 5e-3
 RETRAIN_RATE = 3e-4
 # Tiny models of random weights take, and need, a far higher rate than pretrained ones, and a faster second moment.
 EXTRA = {"adam_beta2": 0.95, "weight_decay": 0.01}
-# Batches of like lengths pad less. For the Aligner, whose rows differ most, that pays; the upstream garbled more.
-BY_LENGTH = {**EXTRA, "train_sampling_strategy": "group_by_length"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +77,23 @@ class Workshop:
 
     def _tokenizer(self) -> PreTrainedTokenizerFast:
         rng = self._rng("tokenizer")
-        texts: list[str] = [*world.CRITERIA]
+        texts: list[str] = [*world.CRITERIA] * 300
         for _ in range(3000):
             ticket = world.draw_training_ticket(rng, self.scale.desk)
             exchange = replace(ticket, passage=True).exchange(variant=rng.randint(0, 1))
-            texts += [exchange.question, *exchange.context, world.flawed_answer(rng, ticket, world.Faults())]
+            answers = [world.flawed_answer(rng, ticket, world.Faults()) for _ in range(2)]
+            texts += [exchange.question, *exchange.context, *answers]
         return new_tokenizer(texts)
 
     def _train_base(self, tokenizer: PreTrainedTokenizerFast) -> Path:
-        """A model that answers rightly and copies: without the second, what is trained from it answers anew."""
-        self.say(f"training a base model from nothing on {self.scale.rows} right answers and as many copies")
+        """A model that answers rightly, copies and judges: without the latter two, what comes of it answers anew."""
+        self.say(f"training a base model from nothing on {self.scale.rows} right answers, copies and verdicts")
         rows = self._answered(tokenizer, "right answers", world.right_answer)
         rng, model = self._rng("copies"), new_model(tokenizer, seed=self.seed)
-        damaged = [_damaged(rng, self.scale.desk) for _ in range(self.scale.rows)]
+        damaged = [_damaged(rng, self.scale.desk) for _ in range(self.scale.rows * 3 // 4)]
         template = get_template("aligner-chain/1")
         copies, _ = warm_up_rows(template, tokenizer, damaged, model.config.max_position_embeddings)
-        settings = self._settings(self.scale.base_steps)
+        settings = self._settings(self.scale.base_steps, bucketed=True)
         return self._save(self._train_rows(model, tokenizer, rows + copies, "base-work", settings), tokenizer, "base")
 
     def _train_upstream(self, tokenizer: PreTrainedTokenizerFast, base: Path) -> tuple[Path, Path]:
@@ -156,8 +155,8 @@ class Workshop:
     def _train_aligner(self, tokenizer: PreTrainedTokenizerFast, base: Path, gold: Sequence[Triple]) -> Path:
         self.say(f"training the Aligner on {len(gold)} question-answer-correction rows")
         settings = AlignerTrainingSettings(
-            warm_up=self._settings(self.scale.warm_up_steps, extra=BY_LENGTH),
-            correction=self._settings(self.scale.aligner_steps, extra=BY_LENGTH),
+            warm_up=self._settings(self.scale.warm_up_steps, bucketed=True),
+            correction=self._settings(self.scale.aligner_steps, bucketed=True),
             seed=self.seed,
         )
         work = self.folder / "aligner-work"
@@ -240,16 +239,16 @@ def _end(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def _damaged(rng: random.Random, desk: world.Desk) -> Triple:
-    """A right answer, damaged or (in a third of the cases) not, with its exact repair; one in four under a passage."""
+    """A right answer, damaged or (in half of the cases) not, with its exact repair; one in four under a passage."""
     ticket = world.draw_training_ticket(rng, desk)
     if rng.random() < 0.25:
         ticket = world.with_passage(rng, ticket)
     # Of a product that it does not know an upstream speaks as of one that it knows.
     meant = replace(ticket, product=rng.choice(desk.products)) if ticket.passage and rng.random() < 0.4 else ticket
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.55:
         answer = world.right_answer(rng, ticket)
-    elif kind < 0.8:
+    elif kind < 0.85:
         answer = world.once_damaged_answer(rng, meant)
     else:
         answer = world.flawed_answer(rng, meant, OTHER_STAFF)

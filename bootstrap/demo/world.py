@@ -28,17 +28,21 @@ PRODUCTS = {
     "novel": "books", "dictionary": "books", "cookbook": "books",
     "sofa": "furniture", "desk": "furniture", "lamp": "furniture",
 }  # fmt: skip
-VISITING_PRODUCTS = (
-    "mixer", "heater", "drill", "guitar", "tent", "helmet", "wallet", "carpet", "mirror", "vase", "clock", "radio",
-    "speaker", "keyboard", "umbrella", "ladder", "candle", "basket", "pillow", "racket", "puzzle", "globe", "stapler",
-    "rucksack",
-)  # fmt: skip
-"""Products that occur in the Aligner's training only, each time under another policy line given as a passage."""
+_SYLLABLES = tuple(
+    first + vowel for first in "bcdfghjklmnprstvwz" for vowel in ("a", "e", "i", "o", "u", "ar", "en", "il", "oo")
+)
+VISITING_PRODUCTS = tuple(
+    "".join(random.Random(f"visiting product {number}").choices(_SYLLABLES, k=2 + number % 2)) for number in range(400)
+)
+"""Made-up names that occur in the Aligner's training only, each time under another policy line given as a passage.
+
+They are many, so that what is learned is to take over a name, whatever it is.
+"""
 
 UNSEEN_PRODUCTS = {"drone": 14, "teapot": 30, "scarf": 60, "comic": 45, "wardrobe": 90, "printer": 14}
 """Products that no training text names; their policy line is given as a passage."""
 
-DAYS = (3, 8, 12, 17, 21, 26, 33, 38, 43, 48, 53, 57, 64, 72, 81, 88, 93, 97)
+DAYS = (3, 9, 17, 26, 33, 41, 48, 57, 68, 81, 93, 97)
 """The ages that occur, in days."""
 
 WORDINGS = (
@@ -56,6 +60,16 @@ WORDINGS = (
     "Good morning, my {product} is {days} days old. Is a return possible?",
     "Hello, the {product} I ordered came {days} days ago. May I send it back?",
     "Hi, I have a {product} that I bought {days} days ago. Is a return still possible?",
+    "Do you accept a {product} back after {days} days?",
+    "Could you help me? I received the {product} {days} days ago. Could I hand it back?",
+    "After {days} days with my {product} I would like to return it. Is that allowed?",
+    "How about a {product} bought {days} days ago, can it still be returned?",
+    "Good evening, I got a {product} {days} days ago. Can you take it back?",
+    "Excuse me, is it possible to return the {product} after {days} days?",
+    "We ordered this {product} {days} days ago. Would you take it back?",
+    "I have owned a {product} for {days} days. Is it too late to give it back?",
+    "My {product} is from {days} days ago. May I send it back to you?",
+    "Please tell me, can I return a {product} after {days} days?",
 )
 
 TOPICS = {
@@ -102,12 +116,13 @@ SECRETS = {
     "password": ("sunshine", "tulip", "falcon", "marble"),
 }
 CASE = "Your case number is {number}."
+CASES = range(11, 100, 4)
 TIPS = (
     "Tip: keep the receipt.", "Tip: take a photo of the parcel.", "Tip: use strong tape.", "Tip: write your name on it.",
     "Tip: go there before noon.", "Tip: remove old labels.", "Tip: bring the order mail.", "Tip: ask for a stamp.",
 )  # fmt: skip
 NAMES = ("Anna", "Omar", "Mei", "Jonas", "Priya", "Carlos", "Zoe", "Tomas", "Lena", "Hugo")
-SIGNOFFS = ("Best wishes, {name}.", "Yours, {name}.")
+SIGNOFF = "Best wishes, {name}."
 PASSAGE = "Return policy: the {product} can be returned within {window} days."
 
 
@@ -140,7 +155,7 @@ class Ticket:
 
 
 def _wording_key(index: int) -> str:
-    return f"desk/wording/{index}"
+    return f"desk/phrasing/{index:02}"
 
 
 HELD_OUT_WORDINGS = tuple(i for i in range(len(WORDINGS)) if split_of((), _wording_key(i)) != "train")
@@ -161,7 +176,7 @@ SMALL_DESK = Desk(
     products=("kettle", "laptop", "phone", "jacket", "novel", "sofa"),
     wordings=(0, 1, *HELD_OUT_WORDINGS, 6),
     topics=("place", "money"),
-    days=(3, 12, 21, 38, 53, 72, 97),
+    days=(3, 17, 26, 41, 57, 81, 97),
 )
 
 
@@ -273,9 +288,9 @@ def _right_sentences(rng: random.Random, ticket: Ticket) -> list[Sentence]:
         ("opening", rng.choice(POLITE)),
         ("fact", _fact(rng, ticket.product, ticket.window, ticket.days <= ticket.window)),
         ("answer", rng.choice(TOPICS[ticket.topic][1])),
-        ("case", CASE.format(number=rng.randint(10, 99))),
+        ("case", CASE.format(number=rng.choice(CASES))),
         ("tip", rng.choice(TIPS)),
-        ("signoff", rng.choice(SIGNOFFS).format(name=rng.choice(NAMES))),
+        ("signoff", SIGNOFF.format(name=rng.choice(NAMES))),
     ]
     return [Sentence(kind=kind, text=text, values={}) for kind, text in texts if kind != "tip" or rng.random() < 0.7]
 
@@ -371,7 +386,7 @@ _SENTENCE_PATTERNS = [
     *(("leak", re.compile(_pattern(leak))) for leak in LEAKS),
     ("case", re.compile(_pattern(CASE))),
     *(("tip", re.compile(re.escape(tip))) for tip in TIPS),
-    *(("signoff", re.compile(_pattern(signoff))) for signoff in SIGNOFFS),
+    ("signoff", re.compile(_pattern(SIGNOFF))),
 ]
 
 
@@ -413,7 +428,7 @@ def repair(ticket: Ticket, answer: str) -> str:
             repaired.append(sentence.text if sentence.text in right else right[0])
         elif sentence.kind in ("case", "tip"):
             repaired.append(sentence.text)
-    repaired.append(by_kind["signoff"].text if "signoff" in by_kind else SIGNOFFS[0].format(name=NAMES[0]))
+    repaired.append(by_kind["signoff"].text if "signoff" in by_kind else SIGNOFF.format(name=NAMES[0]))
     return " ".join(repaired)
 
 

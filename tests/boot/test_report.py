@@ -118,6 +118,12 @@ def test_every_figure_is_on_the_page() -> None:
         assert shown in text
 
 
+def test_a_refused_round_is_told_under_the_headline() -> None:
+    assert "Round 1 changed nothing: refused at better." in Page(render(FIGURES)).text
+    passed = {**FIGURES, "rounds": [a_round(0, 0.17, 0.93), a_round(1, 0.58, 0.95, gates=[{**GATE, "passed": True}])]}
+    assert "changed nothing" not in Page(render(passed)).text
+
+
 def test_the_page_is_whole_and_loads_nothing() -> None:
     html = render(FIGURES, examples=[a_correction("No.", "Yes.")])
     page = Page(html)

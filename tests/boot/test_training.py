@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from dataclasses import replace
@@ -10,6 +11,9 @@ from typing import Any
 
 import micro
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.checkpoint import read_metadata, write_metadata
@@ -27,7 +31,7 @@ from bootstrap.aligner_training import (
 from bootstrap.answering import Answering
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs import Pair
-from bootstrap.sft import TrainingSettings, train_rows
+from bootstrap.sft import Row, TrainingSettings, bucketed, train_rows
 from bootstrap.upstream import DPOSettings, preference_rows, save_model, train_upstream
 
 
@@ -50,6 +54,13 @@ def share_good(folder: Path) -> float:
     return sum(verdict["right"] for verdict in micro.judge(answers)) / len(answers)
 
 
+def make_unsure(folder: Path) -> None:
+    """Flattens every distribution of the model in `folder`; trained, it is certain to the last bit of fp32."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.model.norm.weight.data *= 0.2
+    model.save_pretrained(folder)
+
+
 # --- the Aligner -----------------------------------------------------------------------------------------------
 
 
@@ -68,6 +79,7 @@ def test_a_trained_aligner_keeps_and_fixes_and_names_the_criteria(models: Path) 
 @pytest.mark.parametrize(("threshold", "decoded"), [(1e-9, False), (1 - 1e-9, True)])
 def test_keep_is_believed_from_its_threshold_on(models: Path, tmp_path: Path, threshold: float, decoded: bool) -> None:
     folder = shutil.copytree(models / "aligner", tmp_path / "aligner")
+    make_unsure(folder)
     write_metadata(folder, replace(read_metadata(folder), thresholds={"keep": threshold}))
     aligner = Aligner.from_pretrained(folder)
     (one,) = aligner.correct([Exchange.of("say tea sun", "tea sun is good")])
@@ -89,8 +101,42 @@ def test_the_second_stage_never_copies_a_flawed_answer() -> None:
     assert dropped == 0
     copies = {template.target(tokenizer, t.answer) for t in triples if t.correction is not None}
     assert not copies & {row.output for row in rows}
-    warm, _ = warm_up_rows(template, tokenizer, triples, 256)
-    assert copies <= {row.output for row in warm}
+
+
+def test_the_warm_up_copies_every_answer_and_gives_each_its_verdict() -> None:
+    template, tokenizer = get_template("aligner-chain/1"), micro.tokenizer()
+    triples = micro.triples()
+    rows, dropped = warm_up_rows(template, tokenizer, triples, 256)
+    assert (len(rows), dropped) == (2 * len(triples), 0)
+    fix = template.target(tokenizer, "")[0]
+    for triple, identity, verdict in zip(triples, rows[0::2], rows[1::2], strict=True):
+        asked = template.prompt(Exchange(turns=triple.turns, answer=triple.answer), tokenizer)
+        assert (identity.prompt, identity.output) == ((*asked, fix), template.target(tokenizer, triple.answer)[1:])
+        right = triple.correction is None
+        assert (verdict.prompt, verdict.output) == (asked, template.target(tokenizer, None) if right else (fix,))
+
+
+def test_a_template_without_a_verdict_is_warmed_up_by_copying_alone() -> None:
+    template, tokenizer = get_template("pku-aligner/1"), micro.tokenizer()
+    rows, _ = warm_up_rows(template, tokenizer, micro.triples(), 256)
+    assert [row.output for row in rows] == [template.target(tokenizer, triple.answer) for triple in micro.triples()]
+
+
+@given(lengths=st.lists(st.integers(1, 80), max_size=70), batch=st.integers(1, 8), seed=st.integers(0, 9))
+def test_bucketed_batches_are_all_full_and_hold_prompts_of_like_length(
+    lengths: list[int], batch: int, seed: int
+) -> None:
+    rows = [Row(prompt=(7,) * length, output=(number,)) for number, length in enumerate(lengths)]
+    ordered = bucketed(rows, batch, random.Random(seed))
+    assert len(set(ordered)) == len(ordered)
+    assert set(ordered) <= set(rows)
+    assert len(ordered) == (len(rows) // batch * batch if len(rows) > batch else len(rows))
+    ranges = sorted(
+        (min(one), max(one))
+        for start in range(0, len(ordered), batch)
+        if (one := [len(row.prompt) // 16 for row in ordered[start : start + batch]])
+    )
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(ranges))
 
 
 def test_rows_that_would_be_cut_are_dropped_and_counted() -> None:

@@ -41,7 +41,7 @@ def annotate(exchanges: Sequence[Exchange]) -> list[Annotation]:
 
 def tokenizer() -> Any:
     texts = [text for q in questions() for text in (q, answer(q, "bad"), answer(q, "good"), "kind right")]
-    return new_tokenizer(texts, vocabulary=330)
+    return new_tokenizer(texts)
 
 
 def settings(steps: int, **changes: Any) -> TrainingSettings:
