@@ -295,6 +295,17 @@ def _caution(metadata: AlignerMetadata) -> float:
     return math.log(threshold / (1 - threshold))
 
 
+def _verdict_bias(rendered: Rendered, strength: float) -> dict[int, float]:
+    """Makes FIX likelier by `strength` nats, or KEEP by its negative.
+
+    Holding the other one down would do the same to their odds, but a model that is certain could then write neither.
+    """
+    if not strength:
+        return {}
+    keep, fix = rendered.choices
+    return {fix: strength} if strength > 0 else {keep: -strength}
+
+
 def _with_tokens(request: Request, rendered: Rendered, strength: float) -> Request:
     return replace(
         request,
@@ -302,7 +313,7 @@ def _with_tokens(request: Request, rendered: Rendered, strength: float) -> Reque
         max_new=rendered.max_new,
         draft=rendered.draft,
         choices=rendered.choices,
-        bias={rendered.choices[0]: -strength} if strength else {},
+        bias=_verdict_bias(rendered, strength),
         stop_ids=rendered.stop_ids,
     )
 
