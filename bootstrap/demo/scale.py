@@ -50,10 +50,10 @@ FULL = Scale(
     retrain_steps=120,
     dpo_epochs=5.0,
     live=800,
-    gate=1_000,
-    report=700,
+    gate=800,
+    report=640,
     right=1_000,
-    unseen=200,
+    unseen=100,
 )
 
 QUICK = Scale(

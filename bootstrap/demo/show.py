@@ -154,9 +154,13 @@ class Demo:
             collector.flush()
             self.say(f"collected {asdict(collector.counters)}")
         if number == 1:
-            self.examples = shown[:10]
-            for correction in self.examples:
-                self._say(f"  Q: {correction.exchange.question}\n  A: {correction.diff()}\n     {correction.explain()}")
+            self._show_examples(shown[:10])
+
+    def _show_examples(self, corrections: Sequence[Correction]) -> None:
+        """Prints live corrections as diffs with their reasons, and keeps them for the page."""
+        self.examples = list(corrections)
+        for correction in corrections:
+            self._say(f"  Q: {correction.exchange.question}\n  A: {correction.diff()}\n     {correction.explain()}")
 
     def _round(self, number: int) -> RoundResult:
         with contextlib.closing(CorrectionStore(self.store)) as store:
