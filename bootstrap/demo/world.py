@@ -45,31 +45,35 @@ UNSEEN_PRODUCTS = {"drone": 14, "teapot": 30, "scarf": 60, "comic": 45, "wardrob
 DAYS = (3, 9, 17, 26, 33, 41, 48, 57, 68, 81, 93, 97)
 """The ages that occur, in days."""
 
+GREETINGS = (
+    "", "Hello. ", "Hi there. ", "Good morning. ", "Please help me. ", "Excuse me. ", "I have a question. ",
+    "Could you help me? ",
+)  # fmt: skip
 WORDINGS = (
     "I bought a {product} {days} days ago. Can I return it?",
     "My {product} arrived {days} days ago. May I still send it back?",
-    "Hello, I have had this {product} for {days} days. Can I give it back?",
+    "I have had this {product} for {days} days. Can I give it back?",
     "Can I return the {product} I bought {days} days ago?",
     "Is a {product} that arrived {days} days ago still returnable?",
     "I want to send back a {product} after {days} days. Is that possible?",
     "The {product} came {days} days ago and I do not like it. Can I return it?",
     "It is {days} days since I bought the {product}. Is it too late to return it?",
-    "Hi, {days} days ago I ordered a {product}. Can I still give it back?",
-    "Please help me, I bought the {product} {days} days ago. May I return it?",
+    "{days} days ago I ordered a {product}. Can I still give it back?",
+    "I bought the {product} {days} days ago. May I return it?",
     "Would you take back a {product} after {days} days?",
-    "Good morning, my {product} is {days} days old. Is a return possible?",
-    "Hello, the {product} I ordered came {days} days ago. May I send it back?",
-    "Hi, I have a {product} that I bought {days} days ago. Is a return still possible?",
+    "My {product} is {days} days old. Is a return possible?",
+    "The {product} I ordered came {days} days ago. May I send it back?",
+    "I have a {product} that I bought {days} days ago. Is a return still possible?",
     "Do you accept a {product} back after {days} days?",
-    "Could you help me? I received the {product} {days} days ago. Could I hand it back?",
+    "I received the {product} {days} days ago. Could I hand it back?",
     "After {days} days with my {product} I would like to return it. Is that allowed?",
     "How about a {product} bought {days} days ago, can it still be returned?",
-    "Good evening, I got a {product} {days} days ago. Can you take it back?",
-    "Excuse me, is it possible to return the {product} after {days} days?",
+    "I got a {product} {days} days ago. Can you take it back?",
+    "Is it possible to return the {product} after {days} days?",
     "We ordered this {product} {days} days ago. Would you take it back?",
     "I have owned a {product} for {days} days. Is it too late to give it back?",
     "My {product} is from {days} days ago. May I send it back to you?",
-    "Please tell me, can I return a {product} after {days} days?",
+    "Can I return a {product} after {days} days?",
 )
 
 TOPICS = {
@@ -126,6 +130,9 @@ SIGNOFF = "Best wishes, {name}."
 PASSAGE = "Return policy: the {product} can be returned within {window} days."
 
 
+VARIANTS = 2 * len(GREETINGS)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ticket:
     """The facts of one question. `window` is what the policy, or the passage given, says of the product."""
@@ -138,8 +145,9 @@ class Ticket:
     passage: bool = False
 
     def question(self, variant: int = 0) -> str:
+        """The question in one of `VARIANTS` forms: a greeting, the wording, and one of two ways to ask the rest."""
         asked = WORDINGS[self.wording].format(product=self.product, days=self.days)
-        return f"{asked} {TOPICS[self.topic][0][variant]}"
+        return f"{GREETINGS[variant // 2]}{asked} {TOPICS[self.topic][0][variant % 2]}"
 
     @property
     def split_key(self) -> str:
@@ -372,7 +380,8 @@ _NUMBER = "[1-9][0-9]?"
 _WORD = {"product": "|".join([*PRODUCTS, *VISITING_PRODUCTS, *UNSEEN_PRODUCTS]), "name": "|".join(NAMES)}
 _WORD |= {name: "|".join(values) for name, values in SECRETS.items()}
 _ASKED = "|".join(re.escape(asked) for variants, _ in TOPICS.values() for asked in variants)
-_WORDING_PATTERNS = [re.compile(f"{_pattern(wording)} (?P<asked>{_ASKED})") for wording in WORDINGS]
+_GREETED = "|".join(re.escape(greeting) for greeting in GREETINGS)
+_WORDING_PATTERNS = [re.compile(f"(?:{_GREETED}){_pattern(wording)} (?P<asked>{_ASKED})") for wording in WORDINGS]
 _PASSAGE_PATTERN = re.compile(_pattern(PASSAGE))
 _SENTENCE_PATTERNS = [
     *(("opening", re.compile(re.escape(text))) for text in (*POLITE, *RUDE)),

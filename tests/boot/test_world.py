@@ -45,7 +45,7 @@ def test_no_smaller_repair_exists_than_undoing_the_damage(rng: random.Random) ->
     )
 
 
-@given(seeds, st.integers(0, 1))
+@given(seeds, st.integers(0, world.VARIANTS - 1))
 def test_a_question_can_be_read_back(rng: random.Random, variant: int) -> None:
     for ticket in (
         world.draw_ticket(rng),
