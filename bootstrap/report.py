@@ -117,8 +117,8 @@ def _refusal(figures: Figures) -> str:
     gates = [str(gate.get("name")) for gate in figures.get("gates", ()) if not gate.get("passed")]
     if not gates:
         return ""
-    told = f"{_round_name(figures).capitalize()} changed nothing: refused at {', '.join(gates)}. The pair before it is still served."
-    return f'<p class="refused">{escape(told)}</p>\n'
+    told = f"{_round_name(figures).capitalize()} changed nothing: refused at {', '.join(gates)}."
+    return f'<p class="refused">{escape(told)} The pair before it is still served.</p>\n'
 
 
 def _change(first: Figures, last: Figures, key: str) -> str:

@@ -124,7 +124,7 @@ class Demo:
 
         rng = random.Random(f"{self.seed} live {number}")
         tickets = [world.draw_training_ticket(rng, self.scale.desk) for _ in range(self.scale.live)]
-        asked = [ticket.question(rng.randrange(world.VARIANTS)) for ticket in tickets]
+        asked = [ticket.drawn_exchange(rng).question for ticket in tickets]
         configs = [
             RunnableConfig(configurable={"aligner_split_key": ticket.split_key}, max_concurrency=64)
             for ticket in tickets
@@ -200,14 +200,14 @@ class Demo:
         sets: dict[str, dict[str, Exchange]] = {"gate": {}, "report": {}}
         wanted = {"gate": self.scale.gate, "report": self.scale.report}
         while any(len(sets[name]) < wanted[name] for name in sets):
-            prompt = world.draw_held_out_ticket(rng, self.scale.desk).exchange(variant=rng.randrange(world.VARIANTS))
+            prompt = world.draw_held_out_ticket(rng, self.scale.desk).drawn_exchange(rng)
             chosen = sets[split_of(prompt.turns, prompt.split_key)]
             if len(chosen) < wanted[split_of(prompt.turns, prompt.split_key)]:
                 chosen[prompt.question] = prompt
         right = []
         for _ in range(self.scale.right):
             ticket = world.draw_held_out_ticket(rng, self.scale.desk)
-            right.append(ticket.exchange(world.right_answer(rng, ticket), variant=rng.randrange(world.VARIANTS)))
+            right.append(ticket.drawn_exchange(rng, world.right_answer(rng, ticket)))
         return HeldOut(
             gate=tuple(sets["gate"].values()),
             report=tuple(sets["report"].values()),

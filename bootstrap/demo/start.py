@@ -80,7 +80,7 @@ class Workshop:
         texts: list[str] = [*world.CRITERIA] * 300
         for _ in range(3000):
             ticket = world.draw_training_ticket(rng, self.scale.desk)
-            exchange = replace(ticket, passage=True).exchange(variant=rng.randrange(world.VARIANTS))
+            exchange = replace(ticket, passage=True).drawn_exchange(rng)
             answers = [world.flawed_answer(rng, ticket, world.Faults()) for _ in range(2)]
             texts += [exchange.question, *exchange.context, *answers]
         return new_tokenizer(texts)
@@ -113,7 +113,7 @@ class Workshop:
         rng, rows = self._rng(purpose), []
         for _ in range(self.scale.rows):
             ticket = world.draw_training_ticket(rng, self.scale.desk)
-            prompt = chat_prompt(tokenizer, ticket.exchange(variant=rng.randrange(world.VARIANTS)).turns)
+            prompt = chat_prompt(tokenizer, ticket.drawn_exchange(rng).turns)
             rows.append(Row(prompt=prompt, output=(*encode(tokenizer, answer(rng, ticket)), _end(tokenizer))))
         return rows
 
@@ -145,10 +145,7 @@ class Workshop:
 
     def _sampled(self, folder: Path, temperature: float, purpose: str, count: int) -> list[Triple]:
         rng = self._rng(purpose)
-        prompts = [
-            world.draw_training_ticket(rng, self.scale.desk).exchange(variant=rng.randrange(world.VARIANTS))
-            for _ in range(count)
-        ]
+        prompts = [world.draw_training_ticket(rng, self.scale.desk).drawn_exchange(rng) for _ in range(count)]
         answering = Answering(sampling=Sampling(temperature=temperature, seed=self.seed), max_new=MAX_NEW)
         answers = [one for one in answering.answer_from(folder, prompts, upstream=purpose) if one.answer.strip()]
         return _triples(answers)
@@ -253,7 +250,7 @@ def _damaged(rng: random.Random, desk: world.Desk) -> Triple:
         answer = world.once_damaged_answer(rng, meant)
     else:
         answer = world.flawed_answer(rng, meant, OTHER_STAFF)
-    return _triples([ticket.exchange(answer, variant=rng.randrange(world.VARIANTS))])[0]
+    return _triples([ticket.drawn_exchange(rng, answer)])[0]
 
 
 def _triples(answers: Sequence[Exchange]) -> list[Triple]:

@@ -161,6 +161,10 @@ class Ticket:
         turns = (Turn(role="user", text=self.question(variant)),)
         return Exchange(turns=turns, answer=answer, context=context, split_key=self.split_key)
 
+    def drawn_exchange(self, rng: random.Random, answer: str = "") -> Exchange:
+        """The question in a form drawn at random, with an answer."""
+        return self.exchange(answer, variant=rng.randrange(VARIANTS))
+
 
 def _wording_key(index: int) -> str:
     return f"desk/phrasing/{index:02}"
