@@ -37,7 +37,8 @@ class TrainingSettings:
 
     `batch` is rows per optimiser step; `warmup` the share of the steps until the peak of `learning_rate`, which then
     falls along a cosine to a twentieth of it; `save_every` counts steps between checkpoints (0: none). `bucketed` lets
-    rows with prompts of like length share a batch, which saves padding; it is for supervised training only.
+    rows with prompts of like length share a batch, which saves padding; it is for supervised training only. `threads`
+    is how many CPU threads train (None: as many as PyTorch uses).
     """
 
     epochs: float = 3.0
@@ -48,6 +49,7 @@ class TrainingSettings:
     seed: int = 0
     save_every: int = 0
     bucketed: bool = False
+    threads: int | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -95,16 +97,22 @@ def train_rows(
         processing_class=tokenizer,
         peft_config=peft_config,
     )
-    return merged(run_trainer(trainer, workdir, resume=resume, progress=progress))
+    return merged(run_trainer(trainer, workdir, settings, resume=resume, progress=progress))
 
 
-def run_trainer(trainer: Any, workdir: Path, *, resume: bool, progress: bool) -> Any:
+def run_trainer(trainer: Any, workdir: Path, settings: TrainingSettings, *, resume: bool, progress: bool) -> Any:
     """Trains, from the newest checkpoint in `workdir` on where `resume` is set, and returns the trainer's model."""
+    import torch
     from transformers.trainer_utils import get_last_checkpoint
 
     show_progress(trainer, progress)
     checkpoint = get_last_checkpoint(str(workdir)) if resume and workdir.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        torch.set_num_threads(threads)
     return trainer.model
 
 

@@ -116,7 +116,7 @@ def _train_dpo(
         processing_class=tokenizer,
         peft_config=lora,
     )
-    trained: PreTrainedModel = run_trainer(trainer, workdir, resume=resume, progress=progress)
+    trained: PreTrainedModel = run_trainer(trainer, workdir, settings, resume=resume, progress=progress)
     return trained.eval()
 
 

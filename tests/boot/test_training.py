@@ -11,6 +11,7 @@ from typing import Any
 
 import micro
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -31,7 +32,7 @@ from bootstrap.aligner_training import (
 from bootstrap.answering import Answering
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs import Pair
-from bootstrap.sft import Row, TrainingSettings, bucketed, train_rows
+from bootstrap.sft import Row, TrainingSettings, bucketed, run_trainer, train_rows
 from bootstrap.upstream import DPOSettings, preference_rows, save_model, train_upstream
 
 
@@ -157,6 +158,23 @@ def test_right_answers_are_brought_to_their_share(keeps: float) -> None:
     balanced = balance(triples, random.Random(0))
     share = sum(t.correction is None for t in balanced) / len(balanced)
     assert KEEP_SHARE[0] - 0.01 <= share <= KEEP_SHARE[1] + 0.01
+
+
+def test_the_wanted_threads_train_and_the_others_are_back_even_after_a_failure(tmp_path: Path) -> None:
+    class Trainer:
+        model = None
+        trained_with = 0
+
+        def remove_callback(self, callback: Any) -> None: ...
+
+        def train(self, resume_from_checkpoint: str | None) -> None:
+            self.trained_with = torch.get_num_threads()
+            raise OSError("disk full")
+
+    before, trainer = torch.get_num_threads(), Trainer()
+    with pytest.raises(OSError, match="disk full"):
+        run_trainer(trainer, tmp_path, TrainingSettings(threads=before + 1), resume=False, progress=False)
+    assert (trainer.trained_with, torch.get_num_threads()) == (before + 1, before)
 
 
 def test_no_rows_is_an_error_that_says_so(tmp_path: Path) -> None:
