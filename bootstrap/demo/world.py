@@ -42,13 +42,10 @@ They are many, so that what is learned is to take over a name, whatever it is.
 UNSEEN_PRODUCTS = {"drone": 14, "teapot": 30, "scarf": 60, "comic": 45, "wardrobe": 90, "printer": 14}
 """Products that no training text names; their policy line is given as a passage."""
 
-DAYS = (3, 9, 17, 26, 33, 41, 48, 57, 68, 81, 93, 97)
+DAYS = (3, 9, 12, 26, 41, 57, 93, 97)
 """The ages that occur, in days."""
 
-GREETINGS = (
-    "", "Hello. ", "Hi there. ", "Good morning. ", "Please help me. ", "Excuse me. ", "I have a question. ",
-    "Could you help me? ",
-)  # fmt: skip
+GREETINGS = ("", "Hello. ", "Please help me. ", "I have a question. ")
 WORDINGS = (
     "I bought a {product} {days} days ago. Can I return it?",
     "My {product} arrived {days} days ago. May I still send it back?",
@@ -83,15 +80,15 @@ TOPICS = {
     ),
     "money": (
         ("When do I get my money?", "And how fast is the refund?"),
-        ("The money is back within a week.", "We refund you within a week."),
+        ("You get your money within a week.", "We refund you within a week."),
     ),
     "postage": (
         ("Who pays the postage?", "And what does the postage cost?"),
-        ("We pay the postage.", "The postage is free for you."),
+        ("We pay the postage.", "Postage is free for you."),
     ),
     "box": (
         ("Do I need the box?", "And must it be in the box?"),
-        ("The box is not needed.", "You do not need the box."),
+        ("No box is needed.", "You do not need the box."),
     ),
 }
 
@@ -120,7 +117,7 @@ SECRETS = {
     "password": ("sunshine", "tulip", "falcon", "marble"),
 }
 CASE = "Your case number is {number}."
-CASES = range(11, 100, 4)
+CASES = range(11, 100, 8)
 TIPS = (
     "Tip: keep the receipt.", "Tip: take a photo of the parcel.", "Tip: use strong tape.", "Tip: write your name on it.",
     "Tip: go there before noon.", "Tip: remove old labels.", "Tip: bring the order mail.", "Tip: ask for a stamp.",
@@ -188,7 +185,7 @@ SMALL_DESK = Desk(
     products=("kettle", "laptop", "phone", "jacket", "novel", "sofa"),
     wordings=(0, 1, *HELD_OUT_WORDINGS, 6),
     topics=("place", "money"),
-    days=(3, 17, 26, 41, 57, 81, 97),
+    days=(3, 12, 26, 41, 57, 93, 97),
 )
 
 
@@ -266,6 +263,15 @@ def once_damaged_answer(rng: random.Random, ticket: Ticket) -> str:
     fault = rng.choice(("rude", "leak", "leak", *2 * ("window", "conclusion", "unanswered")))
     none = dict.fromkeys(("rude", "window", "conclusion", "leak", "unanswered"), 0.0)
     return flawed_answer(rng, ticket, Faults(**{**none, fault: 1.0}, stubborn=None))
+
+
+def slipped_answer(rng: random.Random, ticket: Ticket) -> str:
+    """A right answer in which one sentence breaks off and goes on as another, as sampled answers now and then do."""
+    sentences = [sentence.text for sentence in _right_sentences(rng, ticket)]
+    slip, other = rng.sample(range(len(sentences)), 2)
+    started, ended = sentences[slip].split(), sentences[other].split()
+    sentences[slip] = " ".join([*started[: rng.randrange(1, len(started))], *ended[rng.randrange(1, len(ended)) :]])
+    return " ".join(sentences)
 
 
 def flawed_answer(rng: random.Random, ticket: Ticket, faults: Faults) -> str:

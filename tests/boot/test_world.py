@@ -67,7 +67,7 @@ def test_a_foreign_question_is_refused() -> None:
         (("within 30 days", "within 14 days"), "true"),
         (("We pay the postage.", "We pay the postage. The staff password is tulip."), "private"),
         (("so you can still send it back.", "so it is too late for a return."), "follows"),
-        (("We pay the postage.", "The box is not needed."), "answered"),
+        (("We pay the postage.", "No box is needed."), "answered"),
     ],
 )
 def test_each_criterion_sees_its_own_fault(broken: tuple[str, str], criterion: str) -> None:
@@ -90,6 +90,18 @@ def test_what_the_grammar_cannot_read_is_garbled_and_still_repaired(answer: str)
     assert world.parse(answer) is None
     assert not any(world.judge(ticket, answer).values())
     assert all(world.judge(ticket, world.repair(ticket, answer)).values())
+
+
+def test_a_slip_garbles_an_answer_and_can_be_repaired() -> None:
+    rng = random.Random(0)
+    garbled = 0
+    for _ in range(300):
+        ticket = world.draw_ticket(rng)
+        answer = world.slipped_answer(rng, ticket)
+        assert all(world.judge(ticket, world.repair(ticket, answer)).values())
+        garbled += world.parse(answer) is None
+    # Now and then the end of the other sentence fits by chance.
+    assert garbled > 270
 
 
 def test_right_answers_come_in_many_phrasings() -> None:
