@@ -57,8 +57,17 @@ def run_demo(
 
     The folder also gets `report.html`, the store `corrections.db` and the registry under `home`.
     """
-    demo = Demo(out=out, seed=seed, scale=QUICK if quick else FULL, say=say, progress=progress)
-    return demo.run(rounds)
+    import torch
+
+    threads = torch.get_num_threads()
+    scale = replace(QUICK if quick else FULL, threads=threads)
+    # More threads write the answers of models this small no faster, and pools of them beside the trainer's are slower:
+    # OpenMP stops spinning once there are more threads than cores.
+    torch.set_num_threads(1)
+    try:
+        return Demo(out=out, seed=seed, scale=scale, say=say, progress=progress).run(rounds)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Demo:

@@ -41,7 +41,8 @@ MAX_NEW = 64
 KEEP_FROM = 0.9
 """KEEP is believed from this probability on. A right answer that gets FIX instead is copied, so this costs time only."""
 
-RATE = 5e-3
+RATE = 3e-3
+ALIGNER_RATE = 1.5e-3
 RETRAIN_RATE = 3e-4
 # Tiny models of random weights take, and need, a far higher rate than pretrained ones, and a faster second moment.
 EXTRA = {"adam_beta2": 0.95, "weight_decay": 0.01}
@@ -87,10 +88,11 @@ class Workshop:
 
     def _train_base(self, tokenizer: PreTrainedTokenizerFast) -> Path:
         """A model that answers rightly, copies and judges: without the latter two, what comes of it answers anew."""
-        self.say(f"training a base model from nothing on {self.scale.rows} right answers, copies and verdicts")
+        many, judged = self.scale.rows, self.scale.rows * 3 // 4
+        self.say(f"training a base model from nothing on {many} right answers, {judged} copies and {judged} verdicts")
         rows = self._answered(tokenizer, "right answers", world.right_answer)
         rng, model = self._rng("copies"), new_model(tokenizer, seed=self.seed)
-        damaged = [_damaged(rng, self.scale.desk) for _ in range(self.scale.rows * 3 // 4)]
+        damaged = [_damaged(rng, self.scale.desk) for _ in range(judged)]
         template = get_template("aligner-chain/1")
         copies, _ = warm_up_rows(template, tokenizer, damaged, model.config.max_position_embeddings)
         settings = self._settings(self.scale.base_steps, bucketed=True)
@@ -153,8 +155,9 @@ class Workshop:
     def _train_aligner(self, tokenizer: PreTrainedTokenizerFast, base: Path, gold: Sequence[Triple]) -> Path:
         self.say(f"training the Aligner on {len(gold)} question-answer-correction rows")
         settings = AlignerTrainingSettings(
-            warm_up=self._settings(self.scale.warm_up_steps, bucketed=True),
-            correction=self._settings(self.scale.aligner_steps, bucketed=True),
+            # At the base's own rate its Aligner forgets what the base knows, and calls right conclusions wrong.
+            warm_up=self._settings(self.scale.warm_up_steps, rate=ALIGNER_RATE, bucketed=True),
+            correction=self._settings(self.scale.aligner_steps, rate=ALIGNER_RATE, bucketed=True),
             seed=self.seed,
         )
         work = self.folder / "aligner-work"
@@ -200,8 +203,8 @@ class Workshop:
 
 def demo_training(scale: Scale, seed: int, *, steps: int, rate: float = RATE, **changes: Any) -> TrainingSettings:
     """Settings for the demo's models of random weights."""
-    settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, "extra": EXTRA}
-    return TrainingSettings(**{**settings, **changes})
+    settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, "threads": scale.threads}
+    return TrainingSettings(**{**settings, "extra": EXTRA, **changes})
 
 
 def demo_dpo(scale: Scale, seed: int, *, steps: int = -1, chosen_only: bool = False) -> DPOSettings:
@@ -210,10 +213,11 @@ def demo_dpo(scale: Scale, seed: int, *, steps: int = -1, chosen_only: bool = Fa
         epochs=scale.dpo_epochs,
         steps=steps,
         batch=16,
-        learning_rate=5e-4,
-        loss_weights=(1.0, 5.0),
+        learning_rate=7e-4,
+        loss_weights=(0.2, 5.0),
         lora=None,
         seed=seed,
+        threads=scale.threads,
         extra=EXTRA,
         chosen_only=chosen_only,
     )
@@ -246,8 +250,10 @@ def _damaged(rng: random.Random, desk: world.Desk) -> Triple:
     kind = rng.random()
     if kind < 0.55:
         answer = world.right_answer(rng, ticket)
-    elif kind < 0.85:
+    elif kind < 0.83:
         answer = world.once_damaged_answer(rng, meant)
+    elif kind < 0.9:
+        answer = world.slipped_answer(rng, ticket)
     else:
         answer = world.flawed_answer(rng, meant, OTHER_STAFF)
     return _triples([ticket.drawn_exchange(rng, answer)])[0]
