@@ -49,6 +49,8 @@ example:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` defaults to the process's arguments."""
     arguments = _parser().parse_args(argv)
+    # Loading a model draws bars on stderr, which is for what went wrong.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return int(arguments.run(arguments))
     except AlignerError as error:

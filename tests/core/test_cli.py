@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -280,6 +281,14 @@ def test_an_unknown_option_is_wrong_usage(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as left:
         main(["correct", "--nonsense"])
     assert left.value.code == 2
+
+
+def test_stderr_is_empty_where_nothing_went_wrong(aligner: Path) -> None:
+    command = [sys.executable, "-m", "aligner_chain.cli", "correct", "--aligner", str(aligner)]
+    command += ["--question", "?", "--answer", "Yes."]
+    user = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=user)
+    assert (run.stdout, run.stderr) == ("No.\n", "")
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback(aligner: Path, tmp_path: Path) -> None:
