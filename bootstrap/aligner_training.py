@@ -95,7 +95,10 @@ def correction_rows(
     template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triples: Sequence[Triple], window: int
 ) -> tuple[list[Row], int]:
     """The rows of the second stage, and how many were dropped because prompt and output exceed `window` tokens."""
-    rows = [_row(template, tokenizer, triple, triple.correction, window) for triple in triples]
+    rows = [
+        _fitting(_prompt(template, tokenizer, triple), _target(template, tokenizer, triple), window)
+        for triple in triples
+    ]
     kept = [row for row in rows if row is not None]
     return kept, len(rows) - len(kept)
 
@@ -110,30 +113,30 @@ def warm_up_rows(
     """
     rows: list[Row | None] = []
     for triple in triples:
-        identity = _row(template, tokenizer, triple, triple.answer, window, criteria=())
+        prompt = _prompt(template, tokenizer, triple)
+        identity = _fitting(prompt, template.target(tokenizer, triple.answer), window)
         if not template.verdict:
             rows.append(identity)
             continue
-        rows.append(identity and Row(prompt=(*identity.prompt, identity.output[0]), output=identity.output[1:]))
-        verdict = _row(template, tokenizer, triple, triple.correction, window)
+        rows.append(identity and Row(prompt=(*prompt, identity.output[0]), output=identity.output[1:]))
+        verdict = _fitting(prompt, _target(template, tokenizer, triple), window)
         rows.append(verdict and (verdict if triple.correction is None else replace(verdict, output=verdict.output[:1])))
     kept = [row for row in rows if row is not None]
     return kept, len(rows) - len(kept)
 
 
-def _row(
-    template: CorrectionTemplate,
-    tokenizer: PreTrainedTokenizerFast,
-    triple: Triple,
-    correction: str | None,
-    window: int,
-    criteria: tuple[str, ...] | None = None,
-) -> Row | None:
+def _prompt(template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[int, ...]:
     exchange = Exchange(turns=triple.turns, answer=triple.answer, context=triple.context)
-    if correction is None and not template.verdict:
-        correction = triple.answer
-    prompt = template.prompt(exchange, tokenizer)
-    output = template.target(tokenizer, correction, triple.criteria if criteria is None else criteria)
+    return template.prompt(exchange, tokenizer)
+
+
+def _target(template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[int, ...]:
+    """What the second stage trains for: the verdict and the correction, or the answer itself without a verdict."""
+    keep = triple.correction is None and not template.verdict
+    return template.target(tokenizer, triple.answer if keep else triple.correction, triple.criteria)
+
+
+def _fitting(prompt: tuple[int, ...], output: tuple[int, ...], window: int) -> Row | None:
     return Row(prompt=prompt, output=output) if len(prompt) + len(output) <= window else None
 
 
