@@ -6,11 +6,12 @@ trained here with TRL's `SFTTrainer`. Rows arrive as ids, since the Aligner's te
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -102,18 +103,26 @@ def train_rows(
 
 def run_trainer(trainer: Any, workdir: Path, settings: TrainingSettings, *, resume: bool, progress: bool) -> Any:
     """Trains, from the newest checkpoint in `workdir` on where `resume` is set, and returns the trainer's model."""
-    import torch
     from transformers.trainer_utils import get_last_checkpoint
 
     show_progress(trainer, progress)
     checkpoint = get_last_checkpoint(str(workdir)) if resume and workdir.is_dir() else None
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or threads)
-    try:
+    with cpu_threads(settings.threads):
         trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        torch.set_num_threads(threads)
     return trainer.model
+
+
+@contextlib.contextmanager
+def cpu_threads(number: int | None) -> Iterator[int]:
+    """Lets PyTorch use `number` CPU threads (None: as many as before) and yields how many it used before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 def bucketed(rows: Sequence[Row], batch: int, rng: random.Random) -> list[Row]:

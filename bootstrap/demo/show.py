@@ -31,7 +31,7 @@ from bootstrap.pairs import build_pairs
 from bootstrap.registry import Registry, Version
 from bootstrap.report import write_report
 from bootstrap.rounds import NULLS, RoundConfig, RoundResult, register_start, run_round
-from bootstrap.sft import merged
+from bootstrap.sft import cpu_threads, merged
 from bootstrap.store import CorrectionStore, split_of
 from bootstrap.upstream import train_upstream
 
@@ -57,17 +57,11 @@ def run_demo(
 
     The folder also gets `report.html`, the store `corrections.db` and the registry under `home`.
     """
-    import torch
-
-    threads = torch.get_num_threads()
-    scale = replace(QUICK if quick else FULL, threads=threads)
     # More threads write the answers of models this small no faster, and pools of them beside the trainer's are slower:
     # OpenMP stops spinning once there are more threads than cores.
-    torch.set_num_threads(1)
-    try:
+    with cpu_threads(1) as threads:
+        scale = replace(QUICK if quick else FULL, threads=threads)
         return Demo(out=out, seed=seed, scale=scale, say=say, progress=progress).run(rounds)
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Demo:
@@ -210,9 +204,9 @@ class Demo:
         wanted = {"gate": self.scale.gate, "report": self.scale.report}
         while any(len(sets[name]) < wanted[name] for name in sets):
             prompt = world.draw_held_out_ticket(rng, self.scale.desk).drawn_exchange(rng)
-            chosen = sets[split_of(prompt.turns, prompt.split_key)]
-            if len(chosen) < wanted[split_of(prompt.turns, prompt.split_key)]:
-                chosen[prompt.question] = prompt
+            split = split_of(prompt.turns, prompt.split_key)
+            if len(sets[split]) < wanted[split]:
+                sets[split][prompt.question] = prompt
         right = []
         for _ in range(self.scale.right):
             ticket = world.draw_held_out_ticket(rng, self.scale.desk)
