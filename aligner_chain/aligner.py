@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from aligner_chain.errors import (
     TemplateError,
 )
 from aligner_chain.exchange import Correction, Exchange, edits_between, uuid7
+from aligner_chain.streaming import Pieces, awoken, woken
+from aligner_chain.telemetry import spans
 from aligner_chain.templates import CorrectionTemplate, Parsed, Rendered, get_template
 
 if TYPE_CHECKING:
@@ -131,12 +133,15 @@ class Aligner:
         Raises:
             CapabilityError: The Aligner has no place for criteria, or no verdict to bias.
         """
-        jobs, tickets = self._start(exchanges, criteria, strength, timeout)
-        try:
-            wait([ticket.future for ticket in tickets], timeout=timeout)
-        finally:
-            _cancel(tickets)
-        return [self._finish(job) for job in jobs]
+        with spans(self.identity, exchanges) as observed:
+            jobs, tickets = self._start(exchanges, criteria, strength, timeout)
+            try:
+                wait([ticket.future for ticket in tickets], timeout=timeout)
+            finally:
+                _cancel(tickets)
+            corrections = [self._finish(job) for job in jobs]
+            observed.end(corrections)
+        return corrections
 
     async def acorrect(
         self,
@@ -147,17 +152,73 @@ class Aligner:
         timeout: float | None = None,  # noqa: ASYNC109  (the same name and meaning as in `correct`)
     ) -> list[Correction]:
         """`correct` without blocking the event loop; cancelling the task cancels what is being decoded."""
-        jobs, tickets = self._start(exchanges, criteria, strength, timeout)
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.gather(
-                    *(asyncio.wrap_future(ticket.future) for ticket in tickets), return_exceptions=True
-                )
-        except TimeoutError:
-            pass  # told apart for each job by `_finish`
-        finally:
-            _cancel(tickets)
-        return [self._finish(job) for job in jobs]
+        with spans(self.identity, exchanges) as observed:
+            jobs, tickets = self._start(exchanges, criteria, strength, timeout)
+            try:
+                async with asyncio.timeout(timeout):
+                    await asyncio.gather(
+                        *(asyncio.wrap_future(ticket.future) for ticket in tickets), return_exceptions=True
+                    )
+            except TimeoutError:
+                pass  # told apart for each job by `_finish`
+            finally:
+                _cancel(tickets)
+            corrections = [self._finish(job) for job in jobs]
+            observed.end(corrections)
+        return corrections
+
+    def stream(
+        self,
+        exchange: Exchange,
+        *,
+        criteria: Sequence[str] | None = None,
+        strength: float | None = None,
+        timeout: float | None = None,
+    ) -> Generator[str | Correction, None, None]:
+        """The served text in pieces while it is decoded, and last the `Correction`.
+
+        An answer that is kept comes as one piece, after the verdict. Of one that failed no text comes, except what was
+        out when a correction broke off; its original is the caller's to serve. An engine that gives no tokens before its end gives one piece. Closing the
+        iterator stops the decoding. Arguments and errors are those of `correct`.
+        """
+        with spans(self.identity, [exchange]) as observed:
+            [job], tickets = self._start([exchange], criteria, strength, timeout, stream=True)
+            pieces = Pieces(self._reader(job))
+            try:
+                for _ in woken(tickets, timeout):
+                    if piece := pieces.next(tickets[0].ids):
+                        yield piece
+            finally:
+                _cancel(tickets)
+            piece, correction = pieces.end(self._finish(job))
+            observed.end([correction])
+        if piece:
+            yield piece
+        yield correction
+
+    async def astream(
+        self,
+        exchange: Exchange,
+        *,
+        criteria: Sequence[str] | None = None,
+        strength: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  (the same name and meaning as in `stream`)
+    ) -> AsyncGenerator[str | Correction, None]:
+        """`stream` without blocking the event loop."""
+        with spans(self.identity, [exchange]) as observed:
+            [job], tickets = self._start([exchange], criteria, strength, timeout, stream=True)
+            pieces = Pieces(self._reader(job))
+            try:
+                async for _ in awoken(tickets, timeout):
+                    if piece := pieces.next(tickets[0].ids):
+                        yield piece
+            finally:
+                _cancel(tickets)
+            piece, correction = pieces.end(self._finish(job))
+            observed.end([correction])
+        if piece:
+            yield piece
+        yield correction
 
     def close(self) -> None:
         """Finishes what runs and frees the model."""
@@ -169,11 +230,17 @@ class Aligner:
         criteria: Sequence[str] | None,
         strength: float | None,
         timeout: float | None,
+        *,
+        stream: bool = False,
     ) -> tuple[list[_Job], list[Ticket]]:
         self._check_strength(strength)
-        deadline = timeout if self.engine.capabilities.deadline else None
-        against_keep = (strength or 0.0) + self._caution
-        jobs = [self._job(exchange, tuple(criteria or ()), against_keep, deadline) for exchange in exchanges]
+        blank = Request(
+            key="",
+            criteria=tuple(criteria or ()),
+            deadline_s=timeout if self.engine.capabilities.deadline else None,
+            stream=stream and self.engine.capabilities.stream,
+        )
+        jobs = [self._job(exchange, blank, (strength or 0.0) + self._caution) for exchange in exchanges]
         running = [job for job in jobs if job.request is not None]
         try:
             tickets = list(self.engine.submit([job.request for job in running if job.request is not None]))
@@ -191,21 +258,26 @@ class Aligner:
                 "correct() without it, or train an Aligner with a verdict: aligner-bootstrap train-aligner."
             )
 
-    def _job(self, exchange: Exchange, criteria: tuple[str, ...], strength: float, deadline: float | None) -> _Job:
+    def _job(self, exchange: Exchange, blank: Request, strength: float) -> _Job:
         if not exchange.answer.strip():
             return _Job(exchange, settled=self._correction(exchange, "skipped", reason="the answer is empty"))
         if not exchange.question.strip():
             return _Job(exchange, settled=self._failed(exchange, _no_question()))
-        request = Request(key=str(uuid7()), exchange=exchange, criteria=criteria, deadline_s=deadline)
+        request = replace(blank, key=str(uuid7()), exchange=exchange)
         if self.template is None or self.tokenizer is None:
             return _Job(exchange, request)
         try:
             rendered = self.template.render(
-                exchange, self.tokenizer, window=self.engine.capabilities.window, criteria=criteria
+                exchange, self.tokenizer, window=self.engine.capabilities.window, criteria=blank.criteria
             )
         except CorrectionError as error:
             return _Job(exchange, settled=self._failed(exchange, error))
         return _Job(exchange, _with_tokens(request, rendered, strength), rendered)
+
+    def _reader(self, job: _Job) -> Callable[[Sequence[int]], str]:
+        if job.rendered is None or self.template is None or self.tokenizer is None:
+            return lambda ids: ""
+        return self.template.reader(self.tokenizer, job.rendered)
 
     def _finish(self, job: _Job) -> Correction:
         if job.settled is not None:

@@ -6,7 +6,7 @@ cannot do a thing says so in its `Capabilities`; asking for it anyway is an erro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ class Capabilities:
     adapters: bool = False
     sampling: bool = False
     deadline: bool = False
+    stream: bool = False
     window: int | None = None
     """Most tokens of prompt and output together; None where the engine does not know."""
 
@@ -59,7 +60,7 @@ class Request:
     `key` seeds sampling noise, so that a row's text does not depend on its neighbours. `max_new=0` scores only.
     `choices` are token ids whose log-probabilities at the first position are wanted; `bias` (nats) is added to
     logits at the first position. `adapter` is an immutable name, pinned when the request is admitted.
-    `deadline_s` is counted from submission.
+    `deadline_s` is counted from submission. With `stream` the ticket tells of each token as it comes.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     adapter: str | None = None
     deadline_s: float | None = None
+    stream: bool = False
     exchange: Exchange | None = None
     criteria: tuple[str, ...] = ()
 
@@ -97,12 +99,28 @@ class Generation:
 
 
 class Ticket:
-    """One request in flight. Cancelling is a wish: the engine drops the row at its next step."""
+    """One request in flight. Cancelling is a wish: the engine drops the row at its next step.
+
+    `ids` is the output so far of a request with `stream`; an engine adds to it with `push`.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.future: Future[Generation] = Future()
         self.cancelled = False
+        self.ids: list[int] = []
+        self._wake: Callable[[], None] = _nobody_watches
+
+    def push(self, token: int) -> None:
+        """Adds a token to the output so far; called by the engine's thread alone."""
+        self.ids.append(token)
+        self._wake()
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Calls `wake`, from any thread, once now, with every token to come and when the future is done."""
+        self._wake = wake
+        self.future.add_done_callback(lambda _: wake())
+        wake()
 
     def result(self, timeout: float | None = None) -> Generation:
         """Waits for the generation (seconds; None: without end) and returns it, or raises the engine's error."""
@@ -111,6 +129,10 @@ class Ticket:
     def cancel(self) -> None:
         self.cancelled = True
         self.future.cancel()
+
+
+def _nobody_watches() -> None:
+    """What a token wakes before anyone watches."""
 
 
 class Engine(Protocol):

@@ -97,6 +97,7 @@ class Decoder:
         while alive:
             tokens = self._noise.choose(logits, step)
             self._out[:, step] = tokens
+            self._tell(tokens)
             step += 1
             ended = (tokens[:, None] == self._ends).any(1) | (self._limits <= step)
             alive = self._leave(ended, step, forwards=step)
@@ -148,6 +149,18 @@ class Decoder:
             for token, nats in row.request.bias.items():
                 first[index, token] += nats
         return first
+
+    def _tell(self, tokens: torch.Tensor) -> None:
+        """Hands each row that is watched its token [B], but none that ends the output."""
+        watched = [
+            (index, row.ticket) for index, row in enumerate(self._rows) if row is not None and row.request.stream
+        ]
+        if not watched:  # Reading tokens would wait for the device.
+            return
+        values, ended = tokens.tolist(), (tokens[:, None] == self._ends).any(1).tolist()
+        for index, ticket in watched:
+            if not ended[index]:
+                ticket.push(values[index])
 
     def _leave(self, ended: torch.Tensor, step: int, forwards: int) -> list[int]:
         """Finishes the rows that ended or were interrupted, and returns the indices of the others."""

@@ -66,7 +66,13 @@ class HuggingFaceEngine:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            choices=True, bias=True, score_draft=True, sampling=True, deadline=True, window=self._window
+            choices=True,
+            bias=True,
+            score_draft=True,
+            sampling=True,
+            deadline=True,
+            stream=True,
+            window=self._window,
         )
 
     def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:

@@ -90,6 +90,7 @@ def _require_text_only(request: Request) -> None:
         "adapter": request.adapter is not None,
         "sampling": request.sampling.temperature > 0,
         "deadline_s": request.deadline_s is not None,
+        "stream": request.stream,
         "prompt": request.prompt,
     }
     wrong = [name for name, value in asked.items() if value]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import bisect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aligner_chain.engines.base import Draft
 from aligner_chain.errors import CapabilityError, ContextOverflowError
 from aligner_chain.exchange import Exchange
-from aligner_chain.templates.plain import PlainText
+from aligner_chain.templates.plain import PlainText, plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -88,6 +88,21 @@ class CorrectionTemplate(ABC):
         """The whole prompt, whatever its length. Training uses it, and drops rows that would not fit."""
         return self.render(exchange, tokenizer, window=None, criteria=criteria).prompt
 
+    def reader(self, tokenizer: Tokenizer, rendered: Rendered) -> Callable[[Sequence[int]], str]:
+        """A function from the output so far to the beginning of the correction that is certain by then.
+
+        Where the tokenizer cannot spell the answer nothing is, since its own characters are put back at the end.
+        """
+        plain = plain_text(tokenizer)
+        if not plain.decode(rendered.draft.ids).endswith(rendered.answer):
+            return lambda ids: ""
+
+        def certain(ids: Sequence[int]) -> str:
+            text = self._certain(ids, plain, rendered).rstrip("\ufffd")  # half a character
+            return text if text.strip() else ""
+
+        return certain
+
     @abstractmethod
     def check(self, tokenizer: Tokenizer) -> PlainText:
         """Raises `TemplateError` where the template cannot be used with this tokenizer; else returns its plain side."""
@@ -99,6 +114,10 @@ class CorrectionTemplate(ABC):
     @abstractmethod
     def target(self, tokenizer: Tokenizer, correction: str | None, criteria: Sequence[str] = ()) -> tuple[int, ...]:
         """The output to train for, with EOS. None stands for KEEP; templates without a verdict raise on it."""
+
+    @abstractmethod
+    def _certain(self, ids: Sequence[int], plain: PlainText, rendered: Rendered) -> str:
+        """The beginning of the correction that no more output can change, except for half a character at its end."""
 
     @abstractmethod
     def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:

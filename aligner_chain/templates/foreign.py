@@ -111,9 +111,14 @@ class ForeignTemplate(CorrectionTemplate):
                 f"The output starts with {written[: len(before)]!r} and not with {before!r}. The model was probably not "
                 f"trained for {self.name}: name its own template with template=."
             )
-        text = written.removeprefix(before.rstrip()).removeprefix(before[len(before.rstrip()) :])
+        text = _behind(before, written)
         keep = text.strip() == rendered.answer.strip()
         return Parsed(keep=keep, text=rendered.answer if keep else text)
+
+    def _certain(self, ids: Sequence[int], plain: PlainText, rendered: Rendered) -> str:
+        written, before = plain.decode(ids), self._text.output
+        # Whitespace at the end waits, because a copy is served with the answer's own.
+        return _behind(before, written).rstrip() if written.startswith(before) else ""
 
     def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
         question, notes = self._guarded(_question(exchange), exchange.answer)
@@ -165,6 +170,12 @@ def neutralised(text: str, delimiters: Mapping[str, str]) -> str:
         for mark, harmless in delimiters.items():
             text = f" {text} ".replace(mark, harmless).removeprefix(" ").removesuffix(" ")
     return text
+
+
+def _behind(before: str, written: str) -> str:
+    """The correction in an output that should say `before` first; some models leave out the space at its end."""
+    bare = before.rstrip()
+    return written.removeprefix(bare).removeprefix(before[len(bare) :])
 
 
 def _holds(text: str, mark: str) -> bool:

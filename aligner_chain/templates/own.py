@@ -82,6 +82,11 @@ class OwnTemplate(CorrectionTemplate):
         corrected = spliced(text, plain, rendered.draft, rendered.answer)
         return Parsed(keep=False, text=corrected, criteria=tuple(plain.decode(name) for name in criteria))
 
+    def _certain(self, ids: Sequence[int], plain: PlainText, rendered: Rendered) -> str:
+        text = _split(ids[1:], plain.added[BROKEN])[0]
+        readable = ids and ids[0] == rendered.choices[1] and plain.control.isdisjoint(text)
+        return plain.decode(text) if readable else ""
+
     def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
         ids, spans = plain.encode_with_spans(exchange.answer)
         segments = [(_role_token(turn), turn.text) for turn in exchange.turns]
