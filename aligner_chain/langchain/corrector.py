@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import ConfigDict, Field, field_validator
 
 from aligner_chain.aligner import Aligner
-from aligner_chain.langchain.hook import CorrectionHook
-from aligner_chain.langchain.jobs import CONFIGURABLE, HeldStream, Job, Source, prepare, waiting_for_aligner
-from aligner_chain.langchain.messages import deliver
+from aligner_chain.errors import ConfigurationError
+from aligner_chain.exchange import Correction
+from aligner_chain.hook import CorrectionHook
+from aligner_chain.langchain.jobs import CONFIGURABLE, Job, Source, Structured, enabled, prepare, waiting_for_aligner
+from aligner_chain.langchain.messages import deliver, summary
 from aligner_chain.langchain.recorder import recorder
-from aligner_chain.langchain.tracing import acorrect_traced, correct_traced
+from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
+from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
 from aligner_chain.serving import resolve_aligner
-
-_ALIGNERS: dict[str, Aligner] = {}
-_LOADING = threading.Lock()
+from aligner_chain.shared import shared_aligner
 
 _Run = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
-
-
-def loaded_aligner(source: str) -> Aligner:
-    """The Aligner of a folder or hub id, loaded once in this process."""
-    folder = Path(source).expanduser()
-    key = str(folder.resolve()) if folder.is_dir() else source
-    if key in _ALIGNERS:
-        return _ALIGNERS[key]
-    with _LOADING:
-        if key not in _ALIGNERS:
-            _ALIGNERS[key] = Aligner.from_pretrained(source)
-        return _ALIGNERS[key]
 
 
 class AlignerCorrector(RunnableSerializable[Any, Any]):
@@ -48,11 +38,50 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
     of the answer. The question is what the input says, else the configurable `aligner_question`, else `question`, else
     what the model before was asked, which a recorder of prompts remembers.
 
-    Tool calls, structured output and empty answers come back as the very object that went in. Otherwise
+    Tool calls, refusals, structured output and empty answers come back as the very object that went in. Otherwise
     `response_metadata["aligner"]` of a message holds `outcome`, `reason`, `correction_id`, `aligner` and the number of
-    `edits`. A stream is held back until the answer is whole, since an Aligner reads all of it before it writes.
+    `edits`.
 
-    Also configurable: `aligner_split_key` and `aligner_subject`, for the record of the correction.
+    ??? info "Instantiate"
+
+        ```python
+        from aligner_chain.langchain import AlignerCorrector
+
+        corrector = AlignerCorrector("path-or-hub-id", timeout=20, on_correction=collector.submit)
+        chain = prompt | llm | corrector
+        ```
+
+    ??? info "Invoke"
+
+        ```python
+        answer = chain.invoke({"question": "Can I still return my kettle?"})
+        answer.response_metadata["aligner"]["outcome"]  # "approved", "corrected", "kept", "skipped" or "failed"
+        ```
+
+        `batch` corrects all answers in one call of the Aligner. `config["configurable"]` may hold `aligner_question`,
+        `aligner_enabled` (False hands the answer on as it is), `aligner_subject` and `aligner_split_key` (both for the
+        record of the correction).
+
+    ??? info "Stream"
+
+        An Aligner reads the whole answer before it writes, so the first text waits for the end of the upstream, and
+        then for the correction. With `stream_unchecked` text goes out while it is decoded, once the Aligner has
+        decided that the answer needs a change. From the first tool call on a stream passes through as it is.
+
+        ```python
+        for chunk in chain.stream({"question": "Can I still return my kettle?"}):
+            print(chunk.text, end="")
+        ```
+
+    ??? info "Async"
+
+        `ainvoke`, `abatch`, `astream` and `astream_events` leave the event loop free; cancelling the task stops the
+        decoding.
+
+    ??? info "Tool calling"
+
+        `llm.bind_tools(tools) | corrector` corrects the texts and passes the calls on. Agents that must not show the
+        uncorrected text anywhere take `AlignedChatModel(llm=llm, corrector=corrector)`.
 
     Args:
         aligner: an `Aligner`, or a folder or hub id, loaded at first use and once in a process. Default: the one that
@@ -61,6 +90,12 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
             own errors are logged and counted in `on_correction_failures`. A coroutine function works under asyncio.
         on_error: what to do where the correction of an answer failed: "raise" its error, or "pass_through" the
             original, with the outcome `failed` in its metadata. A missing question or Aligner is always raised.
+        timeout: seconds for the correction of all answers of one call. None: without end. What is not finished by then
+            has failed.
+        structured: answers that are JSON: "skip" them, or "validate" that the correction is JSON with the same keys and
+            kinds of values, and keep the original where it is not.
+        stream_unchecked: stream the correction while it is decoded. What is out cannot be taken back, so a correction
+            that breaks off is raised even with "pass_through".
         keep_original: add the `original` text and the `edit_list` to the metadata.
         question: the question of every answer, where it is always the same.
         prompt_source: "auto", or "explicit" for a corrector that records no prompts and must be given each question.
@@ -69,12 +104,16 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         PromptNotFoundError: the question is not known, or ambiguous; the message lists the ways to give it.
         AlignerNotConfiguredError: there is no Aligner; the message lists the ways to one.
         CorrectionError: an answer could not be corrected, and `on_error` is "raise".
+        TypeError: the input holds no answer that could be read.
     """
 
     # Fields and not private attributes, because `configurable_fields` builds a new object from the fields at each call.
     aligner: Aligner | str | Path | None = Field(default=None, exclude=True)
     on_correction: CorrectionHook | None = Field(default=None, exclude=True, repr=False)
     on_error: Literal["raise", "pass_through"] = "raise"
+    timeout: float | None = Field(default=None, gt=0)
+    structured: Structured = "skip"
+    stream_unchecked: bool = False
     keep_original: bool = False
     question: str | None = None
     prompt_source: Literal["auto", "explicit"] = "auto"
@@ -107,12 +146,15 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         return {"aligner": str(self.aligner)} if isinstance(self.aligner, str | Path) else {}
 
     @property
+    def identifying_params(self) -> dict[str, Any]:
+        """What a correction depends on, as the key of a cache; the served Aligner by its folder of this moment."""
+        named = self.aligner.identity if isinstance(self.aligner, Aligner) else str(self.aligner or _served())
+        return {"aligner": named, "question": self.question, "structured": self.structured}
+
+    @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
         """What `config["configurable"]` may hold for it."""
-        return [
-            ConfigurableFieldSpec(id=key, annotation=str | None, default=None, description=text)
-            for key, text in CONFIGURABLE.items()
-        ]
+        return list(CONFIGURABLE)
 
     @property
     def InputType(self) -> Any:  # noqa: N802  LangChain's name.
@@ -164,6 +206,40 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         async for piece in self._atransform_stream_with_config(input, self._astreamed, config, **kwargs):
             yield piece
 
+    def correct_answers(
+        self, messages: Sequence[BaseMessage], answers: Sequence[AIMessage], configurable: Mapping[str, Any]
+    ) -> list[AIMessage]:
+        """Corrects the answers of a model to one prompt, outside any run: for what wraps a model instead of following it.
+
+        Raises what `invoke` raises.
+        """
+        jobs = self._asked(messages, answers, configurable)
+        self._settle(jobs, [])
+        return [_raise_or_return(self._result(job)) for job in jobs]
+
+    async def acorrect_answers(
+        self, messages: Sequence[BaseMessage], answers: Sequence[AIMessage], configurable: Mapping[str, Any]
+    ) -> list[AIMessage]:
+        """The same for asyncio."""
+        jobs = self._asked(messages, answers, configurable)
+        await self._asettle(jobs, [])
+        return [_raise_or_return(self._result(job)) for job in jobs]
+
+    def stream_answer(
+        self, messages: Sequence[BaseMessage], held: HeldStream, configurable: Mapping[str, Any]
+    ) -> Iterator[AIMessage]:
+        """The pieces that are left to hand out of an answer whose own pieces were held back, outside any run."""
+        [job] = self._asked(messages, [held.whole()], configurable)
+        yield from self._pieces(job, [], silent=held.released)
+
+    async def astream_answer(
+        self, messages: Sequence[BaseMessage], held: HeldStream, configurable: Mapping[str, Any]
+    ) -> AsyncIterator[AIMessage]:
+        """The same for asyncio."""
+        [job] = self._asked(messages, [held.whole()], configurable)
+        async for piece in self._apieces(job, [], silent=held.released):
+            yield piece
+
     def _one(self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
         return _raise_or_return(*self._many([value], [run_manager], [config]))
 
@@ -175,86 +251,137 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         values: Sequence[Any],
         run_manager: Sequence[CallbackManagerForChainRun],
         config: Sequence[RunnableConfig],
-        ids: Sequence[str] = (),
     ) -> list[Any]:
-        jobs = self._jobs(values, run_manager, config, ids)
-        waiting, exchanges, runs = waiting_for_aligner(jobs, run_manager)
-        if waiting:
-            aligner = self._aligner()
-            for job, correction in zip(waiting, correct_traced(aligner, exchanges, runs), strict=True):
-                job.correction = correction
-        for job in jobs:
-            if self.on_correction and job.correction:
-                self.on_correction(job.correction)
-        return [self._result(job) for job in jobs]
+        jobs = list(map(self._job, values, run_manager, config))
+        self._settle(jobs, run_manager)
+        return list(map(self._result, jobs))
 
     async def _amany(
         self,
         values: Sequence[Any],
         run_manager: Sequence[AsyncCallbackManagerForChainRun],
         config: Sequence[RunnableConfig],
-        ids: Sequence[str] = (),
     ) -> list[Any]:
-        jobs = self._jobs(values, run_manager, config, ids)
-        waiting, exchanges, runs = waiting_for_aligner(jobs, run_manager)
-        if waiting:
-            aligner = await self._aaligner()
-            for job, correction in zip(waiting, await acorrect_traced(aligner, exchanges, runs), strict=True):
-                job.correction = correction
-        for job in jobs:
-            if self.on_correction and job.correction:
-                await self.on_correction.acall(job.correction)
-        return [self._result(job) for job in jobs]
+        jobs = list(map(self._job, values, run_manager, config))
+        await self._asettle(jobs, run_manager)
+        return list(map(self._result, jobs))
 
     def _streamed(
         self, pieces: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Any]:
-        held = HeldStream()
+        held = HeldStream(released=not enabled(self._source(config)))
         for piece in pieces:
             yield from held.add(piece)
         if held.pieces:
-            [result] = self._many([held.whole()], [run_manager], [config], held.ids())
-            if not held.released:
-                yield _raise_or_return(result)
+            job = self._job(held.whole(), run_manager, config, held.ids())
+            yield from self._pieces(job, [run_manager], silent=held.released)
 
     async def _astreamed(
         self, pieces: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> AsyncIterator[Any]:
-        held = HeldStream()
+        held = HeldStream(released=not enabled(self._source(config)))
         async for piece in pieces:
             for released in held.add(piece):
                 yield released
         if held.pieces:
-            [result] = await self._amany([held.whole()], [run_manager], [config], held.ids())
-            if not held.released:
-                yield _raise_or_return(result)
+            job = self._job(held.whole(), run_manager, config, held.ids())
+            async for out in self._apieces(job, [run_manager], silent=held.released):
+                yield out
+
+    def _pieces(self, job: Job, runs: Sequence[CallbackManagerForChainRun], *, silent: bool) -> Iterator[Any]:
+        if not (self.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
+            self._settle([job], runs)
+            if not silent:
+                yield marked_last(_raise_or_return(self._result(job)))
+            return
+        out = StreamedAnswer(job.answer.given)
+        with closing(stream_traced(self._aligner(), job.exchange, runs, self.timeout)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, str):
+                    yield out.piece(piece)
+                else:
+                    job.correction = piece
+                    self._tell([job])
+                    yield from self._end(job, piece, out)
+
+    async def _apieces(
+        self, job: Job, runs: Sequence[AsyncCallbackManagerForChainRun], *, silent: bool
+    ) -> AsyncIterator[Any]:
+        if not (self.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
+            await self._asettle([job], runs)
+            if not silent:
+                yield marked_last(_raise_or_return(self._result(job)))
+            return
+        out, aligner = StreamedAnswer(job.answer.given), await self._aaligner()
+        async with aclosing(astream_traced(aligner, job.exchange, runs, self.timeout)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield out.piece(piece)
+                else:
+                    job.correction = piece
+                    await self._atell([job])
+                    for last in self._end(job, piece, out):
+                        yield last
+
+    def _end(self, job: Job, correction: Correction, out: StreamedAnswer) -> Iterable[Any]:
+        """What is left of a stream of unchecked pieces. Half a correction is an error, whatever `on_error` says."""
+        if correction.error is None:
+            return out.end(summary(correction, keep_original=self.keep_original))
+        if out.started:
+            raise correction.error
+        return [marked_last(_raise_or_return(self._result(job)))]
+
+    def _settle(self, jobs: Sequence[Job], runs: Sequence[CallbackManagerForChainRun]) -> None:
+        """Has the jobs corrected that wait for it, in one call, and tells of every correction."""
+        waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
+        if waiting:
+            corrections = correct_traced(self._aligner(), exchanges, parents, self.timeout)
+            for job, correction in zip(waiting, corrections, strict=True):
+                job.settle(correction)
+        self._tell(jobs)
+
+    async def _asettle(self, jobs: Sequence[Job], runs: Sequence[AsyncCallbackManagerForChainRun]) -> None:
+        waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
+        if waiting:
+            corrections = await acorrect_traced(await self._aaligner(), exchanges, parents, self.timeout)
+            for job, correction in zip(waiting, corrections, strict=True):
+                job.settle(correction)
+        await self._atell(jobs)
+
+    def _tell(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if self.on_correction and job.correction:
+                self.on_correction(job.correction)
+
+    async def _atell(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if self.on_correction and job.correction:
+                await self.on_correction.acall(job.correction)
 
     def _aligner(self) -> Aligner:
-        if isinstance(self.aligner, Aligner):
-            return self.aligner
-        return loaded_aligner(str(self.aligner or resolve_aligner()))
+        return self.aligner if isinstance(self.aligner, Aligner) else shared_aligner(self.aligner)
 
     async def _aaligner(self) -> Aligner:
         if isinstance(self.aligner, Aligner):
             return self.aligner
         return await run_in_executor(None, self._aligner)  # It may have to be loaded, which takes a while.
 
-    def _jobs(
-        self, values: Sequence[Any], runs: Sequence[_Run], configs: Sequence[RunnableConfig], ids: Sequence[str]
+    def _job(self, value: Any, run: _Run, config: RunnableConfig, ids: Sequence[str] = ()) -> Job:
+        return prepare(value, replace(self._source(config), parent=run.parent_run_id, chunk_ids=ids))
+
+    def _asked(
+        self, messages: Sequence[BaseMessage], answers: Sequence[AIMessage], configurable: Mapping[str, Any]
     ) -> list[Job]:
-        return [
-            prepare(
-                value,
-                Source(
-                    configurable=config.get("configurable", {}),
-                    question=self.question,
-                    prompt_source=self.prompt_source,
-                    parent=run.parent_run_id,
-                    chunk_ids=ids,
-                ),
-            )
-            for value, run, config in zip(values, runs, configs, strict=True)
-        ]
+        source = self._source({"configurable": dict(configurable)})
+        return [prepare([*messages, answer], source) for answer in answers]
+
+    def _source(self, config: RunnableConfig) -> Source:
+        return Source(
+            configurable=config.get("configurable", {}),
+            question=self.question,
+            prompt_source=self.prompt_source,
+            structured=self.structured,
+        )
 
     def _result(self, job: Job) -> Any:
         correction = job.correction
@@ -265,6 +392,14 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         if correction.error is not None and self.on_error == "raise":
             return correction.error
         return deliver(job.answer.given, correction, keep_original=self.keep_original)
+
+
+def _served() -> str | None:
+    """The folder or hub id of the served Aligner; where there is none, using it says so better than describing it."""
+    try:
+        return resolve_aligner()
+    except ConfigurationError:
+        return None
 
 
 def _raise_or_return(result: Any) -> Any:

@@ -3,47 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables.utils import ConfigurableFieldSpec
 
 from aligner_chain.errors import PromptNotFoundError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.langchain.messages import (
     Answer,
-    calls_tools,
     known_turns,
     prompt_not_found,
     read_answer,
     run_id_of,
+    same_shape,
     skip_reason,
     upstream_of,
 )
 from aligner_chain.langchain.recorder import PromptRecord, recorder
 
+_T = TypeVar("_T")
 _Run = TypeVar("_Run")
 
-CONFIGURABLE = {
-    "aligner_question": "The question of the answer to correct.",
-    "aligner_split_key": "Records with the same key are held out from training together, or not at all.",
-    "aligner_subject": "The person whom the record is about.",
-}
+Structured = Literal["skip", "validate"]
+
+CONFIGURABLE = (
+    ConfigurableFieldSpec(
+        id="aligner_question",
+        annotation=str | None,
+        default=None,
+        description="The question of the answer to correct.",
+    ),
+    ConfigurableFieldSpec(
+        id="aligner_enabled",
+        annotation=bool,
+        default=True,
+        description="False hands the answer on as it is.",
+    ),
+    ConfigurableFieldSpec(
+        id="aligner_split_key",
+        annotation=str | None,
+        default=None,
+        description="Records with the same key are held out from training together, or not at all.",
+    ),
+    ConfigurableFieldSpec(
+        id="aligner_subject",
+        annotation=str | None,
+        default=None,
+        description="The person whom the record is about.",
+    ),
+)
 """What `config["configurable"]` may hold for a corrector."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where the question of an answer may come from."""
+    """Where the question of an answer may come from, and how the answer is to be read."""
 
     configurable: Mapping[str, Any]
     question: str | None
     prompt_source: Literal["auto", "explicit"]
-    parent: UUID | None
+    structured: Structured
+    parent: UUID | None = None
     """The run that the corrector runs in."""
     chunk_ids: Sequence[str] = ()
+
+    def configured(self, key: str, kind: type[_T]) -> _T | None:
+        """What the caller configured under `key`.
+
+        Raises:
+            TypeError: it is not of that kind.
+        """
+        value = self.configurable.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f'config["configurable"]["{key}"] must be a {kind.__name__}, not {type(value).__name__}.')
+        return value
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,17 +90,43 @@ class Job:
     exchange: Exchange | None = None
     correction: Correction | None = None
     error: Exception | None = None
+    structured: bool = False
+    """Whether the correction must be JSON of the answer's shape."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the Aligner is still to see it."""
+        return self.exchange is not None and self.correction is None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the answer is nothing but text, which can be handed out piece by piece."""
+        message = self.answer.message if self.answer else None
+        return not self.structured and (message is None or isinstance(message.content, str))
+
+    def settle(self, correction: Correction) -> None:
+        """Takes the Aligner's correction, or refuses it where it breaks what the answer is for."""
+        if self.structured and correction.changed and not same_shape(correction.exchange.answer, correction.text):
+            reason = "the correction is not JSON of the same shape"
+            correction = replace(
+                correction, outcome="kept", reason=reason, text=correction.exchange.answer, edits=(), criteria=()
+            )
+        self.correction = correction
 
 
 def prepare(value: object, source: Source) -> Job:
     """Reads an input of the corrector; what is wrong with it is put into the job, since others share its batch."""
-    job = Job()
+    job = Job(structured=source.structured == "validate")
+    reason = ""
     try:
         job.answer = read_answer(value)
+        reason = _skip_reason(job.answer.given, source)
         job.exchange = _exchange(job.answer, source)
     except (TypeError, PromptNotFoundError) as error:
         job.error = error
-    if job.answer and (reason := skip_reason(job.answer.given)):
+    if job.answer:
+        job.structured = job.structured and same_shape(job.answer.text, job.answer.text)
+    if job.answer and reason:
         job.error = None  # What is not going to be corrected needs no question; there is then no record of it either.
         if job.exchange:
             job.correction = Correction(exchange=job.exchange, text=job.answer.text, outcome="skipped", reason=reason)
@@ -72,53 +134,32 @@ def prepare(value: object, source: Source) -> Job:
 
 
 def waiting_for_aligner(jobs: Sequence[Job], runs: Sequence[_Run]) -> tuple[list[Job], list[Exchange], list[_Run]]:
-    """The jobs that need the Aligner, with their exchanges and the corrector's run of each."""
-    waiting = [(job, job.exchange, run) for job, run in zip(jobs, runs, strict=True) if job.exchange]
-    waiting = [(job, exchange, run) for job, exchange, run in waiting if job.correction is None]
-    return [job for job, _, _ in waiting], [exchange for _, exchange, _ in waiting], [run for _, _, run in waiting]
+    """The jobs that need the Aligner, with their exchanges and, where there are any, the corrector's run of each."""
+    waiting = [(place, job, job.exchange) for place, job in enumerate(jobs) if job.exchange and job.correction is None]
+    chosen = [runs[place] for place, _, _ in waiting] if runs else []
+    return [job for _, job, _ in waiting], [exchange for _, _, exchange in waiting], chosen
 
 
-class HeldStream:
-    """The pieces of a streamed input, held back until it is whole, or until it turns out to call a tool."""
+def enabled(source: Source) -> bool:
+    """Whether the caller left the corrector on.
 
-    def __init__(self) -> None:
-        self.pieces: list[Any] = []
-        self.released = False
-
-    def add(self, piece: Any) -> list[Any]:
-        """Takes a piece in and returns what may be handed on by now."""
-        self.pieces.append(piece)
-        if self.released:
-            return [piece]
-        self.released = isinstance(piece, AIMessage) and calls_tools(piece)
-        return list(self.pieces) if self.released else []
-
-    def whole(self) -> Any:
-        """All pieces as one input."""
-        first, *others = self.pieces
-        if others and all(isinstance(piece, AIMessageChunk) for piece in self.pieces):
-            return first + others  # At once, because adding one by one copies the text each time.
-        return "".join(self.pieces) if isinstance(first, str) else reduce(_joined, others, first)
-
-    def ids(self) -> list[str]:
-        """The ids of all pieces: merging them keeps a provider's id and loses that of the run."""
-        return [piece.id for piece in self.pieces if isinstance(piece, BaseMessage) and piece.id]
+    Raises:
+        TypeError: `aligner_enabled` is no bool.
+    """
+    return source.configured("aligner_enabled", bool) is not False
 
 
-def _joined(left: Any, right: Any) -> Any:
-    if isinstance(left, BaseMessage) and not isinstance(left, AIMessageChunk):
-        return right  # Whole messages added to each other would make a prompt.
-    try:
-        return left + right
-    except TypeError:
-        return right
+def _skip_reason(given: AIMessage | str, source: Source) -> str:
+    if not enabled(source):
+        return "the corrector is turned off for this call"
+    return skip_reason(given, structured=source.structured == "skip")
 
 
 def _exchange(answer: Answer, source: Source) -> Exchange:
     message = answer.message
     message_id = message.id if message else None
     run_id, upstream = run_id_of(message_id), upstream_of(message) if message else None
-    question = _configured(source, "aligner_question") or source.question or ""
+    question = source.configured("aligner_question", str) or source.question or ""
     turns = answer.turns or known_turns([HumanMessage(question)])
     if not turns:
         record = _recorded(answer, source)
@@ -129,8 +170,8 @@ def _exchange(answer: Answer, source: Source) -> Exchange:
         upstream=upstream,
         message_id=message_id,
         run_id=str(run_id) if run_id else None,
-        subject=_configured(source, "aligner_subject"),
-        split_key=_configured(source, "aligner_split_key"),
+        subject=source.configured("aligner_subject", str),
+        split_key=source.configured("aligner_split_key", str),
     )
 
 
@@ -138,10 +179,3 @@ def _recorded(answer: Answer, source: Source) -> PromptRecord:
     if source.prompt_source == "explicit":
         raise prompt_not_found("unknown")
     return recorder().find(answer.given, source.parent, source.chunk_ids)
-
-
-def _configured(source: Source, key: str) -> str | None:
-    value = source.configurable.get(key)
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f'config["configurable"]["{key}"] must be a str, not {type(value).__name__}.')
-    return value

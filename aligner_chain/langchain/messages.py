@@ -119,13 +119,17 @@ def upstream_of(message: BaseMessage) -> str | None:
     return str(name) if name else None
 
 
-def skip_reason(answer: AIMessage | str) -> str:
-    """Why this answer is not for the Aligner, or "" where it is."""
+def skip_reason(answer: AIMessage | str, *, structured: bool = True) -> str:
+    """Why this answer is not for the Aligner, or "" where it is. `structured=False` lets JSON in its text pass."""
     if isinstance(answer, AIMessage) and calls_tools(answer):
         return "the answer calls a tool"
+    if isinstance(answer, AIMessage) and _refuses(answer):
+        return "the answer is a refusal"
     if not text_of(answer).strip():
         return "the answer is empty"
-    if _is_json(text_of(answer)) or (isinstance(answer, AIMessage) and "parsed" in answer.additional_kwargs):
+    if isinstance(answer, AIMessage) and "parsed" in answer.additional_kwargs:
+        return "the answer is structured output that was parsed already"
+    if structured and same_shape(text_of(answer), text_of(answer)):
         return "the answer is structured output"
     if isinstance(answer, AIMessage) and _is_interleaved(answer.content):
         return "the text stands on both sides of other content"
@@ -137,6 +141,14 @@ def calls_tools(message: AIMessage) -> bool:
     pieces = message.tool_call_chunks if isinstance(message, AIMessageChunk) else ()
     called = message.tool_calls or message.invalid_tool_calls or pieces
     return bool(called or "function_call" in message.additional_kwargs)
+
+
+def same_shape(answer: str, correction: str) -> bool:
+    """Whether both are JSON objects or arrays (bare or fenced) with the same keys and kinds of values in them."""
+    try:
+        return bool(_shape(_json(answer)) == _shape(_json(correction)))
+    except (ValueError, RecursionError):
+        return False
 
 
 def deliver(given: AIMessage | str, correction: Correction, *, keep_original: bool = False) -> AIMessage | str:
@@ -200,16 +212,34 @@ def _role(message: BaseMessage) -> str:
     return next((role for kind, role in _ROLES if isinstance(message, kind)), message.type)
 
 
-def _is_json(text: str) -> bool:
+def _json(text: str) -> Any:
+    """The object or array that a text consists of. Raises `ValueError` where it is anything else."""
     fenced = _FENCE.fullmatch(text.strip())
     bare = (fenced.group(1) if fenced else text).strip()
     if not bare.startswith(("{", "[")):
-        return False
-    try:
-        json.loads(bare)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        raise ValueError("neither an object nor an array")
+    return json.loads(bare)
+
+
+def _shape(value: Any) -> Any:
+    """What a parser of the value relies on: keys and kinds, but neither the values nor how many a list has."""
+    if isinstance(value, dict):
+        return {key: _shape(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return sorted({json.dumps(_shape(held), sort_keys=True) for held in value})
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def _refuses(message: AIMessage) -> bool:
+    """Whether the provider marked the answer as a refusal, in Chat Completions' way or in a block of its own."""
+    blocks = message.content if isinstance(message.content, list) else []
+    kinds = {_kind(block) for block in blocks if isinstance(block, Mapping)}
+    return "refusal" in kinds or bool(message.additional_kwargs.get("refusal"))
+
+
+def _kind(block: Mapping[str, Any]) -> Any:
+    held = block.get("value")  # of a block that this version of LangChain does not know
+    return held.get("type") if block.get("type") == "non_standard" and isinstance(held, Mapping) else block.get("type")
 
 
 def _is_text(block: object) -> bool:

@@ -5,7 +5,8 @@ It is the run of a text model: the run of a chat model would show as one more me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -28,43 +29,102 @@ _SERIALIZED = {"name": "Aligner", "id": ["aligner_chain", "aligner", "Aligner"]}
 
 
 def correct_traced(
-    aligner: Aligner, exchanges: Sequence[Exchange], parents: Sequence[CallbackManagerForChainRun]
+    aligner: Aligner,
+    exchanges: Sequence[Exchange],
+    parents: Sequence[CallbackManagerForChainRun],
+    timeout: float | None = None,
 ) -> list[Correction]:
-    """One call of the Aligner for all exchanges, with a run for each of them below the corrector's run of it."""
-    runs = [_start(parent, exchange, aligner.identity) for parent, exchange in zip(parents, exchanges, strict=True)]
+    """One call of the Aligner for all exchanges, with a run for each of them below the corrector's run of it.
+
+    Without `parents` there are no runs.
+    """
+    runs = [_start(parent, exchange, aligner.identity) for parent, exchange in zip(parents, exchanges, strict=False)]
     try:
-        corrections = aligner.correct(exchanges)
+        corrections = aligner.correct(exchanges, timeout=timeout)
     except BaseException as error:
         for run in runs:
             run.on_llm_error(error)
         raise
-    for run, correction in zip(runs, corrections, strict=True):
-        if correction.error is None:
-            run.on_llm_end(_result(correction))
-        else:
-            run.on_llm_error(correction.error)
+    for run, correction in zip(runs, corrections, strict=False):
+        _end(run, correction)
     return corrections
 
 
 async def acorrect_traced(
-    aligner: Aligner, exchanges: Sequence[Exchange], parents: Sequence[AsyncCallbackManagerForChainRun]
+    aligner: Aligner,
+    exchanges: Sequence[Exchange],
+    parents: Sequence[AsyncCallbackManagerForChainRun],
+    timeout: float | None = None,  # noqa: ASYNC109  (the Aligner's own)
 ) -> list[Correction]:
     """The same for asyncio."""
     runs = [
-        await _astart(parent, exchange, aligner.identity) for parent, exchange in zip(parents, exchanges, strict=True)
+        await _astart(parent, exchange, aligner.identity) for parent, exchange in zip(parents, exchanges, strict=False)
     ]
     try:
-        corrections = await aligner.acorrect(exchanges)
+        corrections = await aligner.acorrect(exchanges, timeout=timeout)
     except BaseException as error:
         for run in runs:
             await run.on_llm_error(error)
         raise
-    for run, correction in zip(runs, corrections, strict=True):
-        if correction.error is None:
-            await run.on_llm_end(_result(correction))
-        else:
-            await run.on_llm_error(correction.error)
+    for run, correction in zip(runs, corrections, strict=False):
+        await _aend(run, correction)
     return corrections
+
+
+def stream_traced(
+    aligner: Aligner,
+    exchange: Exchange,
+    parents: Sequence[CallbackManagerForChainRun],
+    timeout: float | None = None,
+) -> Generator[str | Correction, None, None]:
+    """`Aligner.stream` with a run, below the corrector's one if there is one, that tells each piece."""
+    runs = [_start(parent, exchange, aligner.identity) for parent in parents]
+    try:
+        with closing(aligner.stream(exchange, timeout=timeout)) as pieces:
+            for piece in pieces:
+                for run in runs:
+                    _end(run, piece) if isinstance(piece, Correction) else run.on_llm_new_token(piece)
+                runs = [] if isinstance(piece, Correction) else runs
+                yield piece
+    except BaseException as error:
+        for run in runs:
+            run.on_llm_error(error)
+        raise
+
+
+async def astream_traced(
+    aligner: Aligner,
+    exchange: Exchange,
+    parents: Sequence[AsyncCallbackManagerForChainRun],
+    timeout: float | None = None,  # noqa: ASYNC109  (the Aligner's own)
+) -> AsyncGenerator[str | Correction, None]:
+    """The same for asyncio."""
+    runs = [await _astart(parent, exchange, aligner.identity) for parent in parents]
+    try:
+        async with aclosing(aligner.astream(exchange, timeout=timeout)) as pieces:
+            async for piece in pieces:
+                for run in runs:
+                    await (_aend(run, piece) if isinstance(piece, Correction) else run.on_llm_new_token(piece))
+                runs = [] if isinstance(piece, Correction) else runs
+                yield piece
+    except BaseException as error:
+        for run in runs:
+            await run.on_llm_error(error)
+        raise
+
+
+def _end(run: CallbackManagerForLLMRun, correction: Correction) -> None:
+    if correction.error is None:
+        run.on_llm_end(_result(correction))
+    else:
+        run.on_llm_error(correction.error)
+
+
+async def _aend(run: AsyncCallbackManagerForLLMRun, correction: Correction) -> None:
+    if correction.error is None:
+        await run.on_llm_end(_result(correction))
+    else:
+        await run.on_llm_error(correction.error)
 
 
 def _start(parent: CallbackManagerForChainRun, exchange: Exchange, aligner: str) -> CallbackManagerForLLMRun:

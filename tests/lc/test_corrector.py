@@ -33,7 +33,7 @@ from aligner_chain.engines.scripted import ScriptedEngine
 from aligner_chain.errors import CapabilityError, EngineError
 from aligner_chain.exchange import Turn
 from aligner_chain.langchain import AlignerCorrector
-from aligner_chain.langchain.corrector import loaded_aligner
+from aligner_chain.shared import shared_aligner
 
 QUESTION = {"configurable": {"aligner_question": "q"}}
 
@@ -188,6 +188,7 @@ def test_keys_of_the_record_flow_through_the_chain(
     assert (asked[0].split_key, asked[0].subject) == ("k", "s")
     assert chain.get_config_jsonschema()["$defs"]["Configurable"]["properties"].keys() == {
         "aligner_question",
+        "aligner_enabled",
         "aligner_split_key",
         "aligner_subject",
     }
@@ -269,7 +270,7 @@ async def test_a_folder_is_loaded_once(
     monkeypatch.setenv("ALIGNER_HOME", "/nowhere")
     AlignerCorrector(**settings).batch(["a"])
     assert [correction.aligner for correction in told] == ["tiny@1"] * 3
-    assert loaded_aligner(str(tiny_aligner)) is loaded_aligner(str(home / "aligner" / "1"))
+    assert shared_aligner(tiny_aligner) is shared_aligner(home / "aligner" / "1") is shared_aligner()
 
 
 def test_unknown_settings_are_refused(aligner: Aligner) -> None:
@@ -541,6 +542,7 @@ def test_dumps_and_loads(aligner: Aligner) -> None:
         "aligner": "some/aligner",
         "on_error": "pass_through",
         "keep_original": True,
+        "structured": "skip",
         "prompt_source": "auto",
     }
     loaded = load(dumped, allowed_objects=[AlignerCorrector], valid_namespaces=["aligner_chain"])

@@ -106,10 +106,25 @@ UNTOUCHED = {
     "empty": (AIMessage(""), "the answer is empty"),
     "whitespace": (AIMessage(" \n"), "the answer is empty"),
     "reasoning only": (AIMessage([THOUGHT]), "the answer is empty"),
-    "refusal": (AIMessage([{"type": "refusal", "refusal": "no, that is bad"}]), "the answer is empty"),
+    "refusal": (AIMessage([{"type": "refusal", "refusal": "no, that is bad"}]), "the answer is a refusal"),
+    "refusal beside text": (
+        AIMessage([{"type": "text", "text": "bad"}, {"type": "refusal", "refusal": "no"}]),
+        "the answer is a refusal",
+    ),
+    "refusal of an unknown provider": (
+        AIMessage([{"type": "non_standard", "value": {"type": "refusal", "refusal": "no"}}]),
+        "the answer is a refusal",
+    ),
+    "refusal in Chat Completions": (
+        AIMessage("bad", additional_kwargs={"refusal": "no"}),
+        "the answer is a refusal",
+    ),
     "JSON object": (AIMessage('{"mood": "bad"}'), "the answer is structured output"),
     "fenced JSON": (AIMessage('```json\n["bad"]\n```'), "the answer is structured output"),
-    "parsed by the provider": (AIMessage("bad", additional_kwargs={"parsed": {}}), "the answer is structured output"),
+    "parsed by the provider": (
+        AIMessage("bad", additional_kwargs={"parsed": {}}),
+        "the answer is structured output that was parsed already",
+    ),
     "text around an image": (
         AIMessage([{"type": "text", "text": "bad"}, IMAGE, {"type": "text", "text": "bad"}]),
         "the text stands on both sides of other content",
