@@ -18,9 +18,11 @@ from aligner_chain.errors import AlignerError
 EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "langchain": ("langchain-core",),
+        "agents": ("langchain-core", "langchain"),
         "llama-index": ("llama-index-core",),
         "local": ("torch", "transformers", "safetensors"),
         "server": ("httpx", "tokenizers"),
+        "otel": ("opentelemetry-api",),
         "collect": ("SQLAlchemy", "alembic"),
         "train": ("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"),
     }

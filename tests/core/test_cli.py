@@ -262,7 +262,8 @@ def test_the_doctor_says_a_broken_registry_once(tmp_path: Path, capsys: pytest.C
 def test_the_doctor_knows_the_extras_of_the_package() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     names = {extra: {re.split(r"[<>=]", one)[0] for one in needs} for extra, needs in declared.items()}
-    names["train"] = (names["train"] - {"aligner-chain[local]"}) | names["local"]
+    for extra, inner in (("train", "local"), ("agents", "langchain")):
+        names[extra] = (names[extra] - {f"aligner-chain[{inner}]"}) | names[inner]
     assert {extra: set(packages) for extra, packages in EXTRAS.items()} == {extra: names[extra] for extra in EXTRAS}
     assert set(names) - set(EXTRAS) == {"all", "dev"}
 

@@ -15,7 +15,7 @@ FRAMEWORKS = TRAINERS | MODELS | {"tokenizers", "langchain_core", "llama_index",
 
 PUBLIC = {
     "aligner_chain": {"Aligner", "Exchange", "Turn", "Correction"},
-    "aligner_chain.langchain": {"AlignerCorrector", "LocalChatModel"},
+    "aligner_chain.langchain": {"AlignerCorrector", "AlignedChatModel", "AlignerMiddleware", "LocalChatModel"},
     "bootstrap": {"CorrectionStore", "Collector", "Registry", "RoundConfig", "run_round"},
 }
 
@@ -30,7 +30,7 @@ def run(*command: str, folder: Path | None = None) -> subprocess.CompletedProces
         ("import aligner_chain", FRAMEWORKS),
         ("from aligner_chain import Aligner, Exchange, Turn, Correction", FRAMEWORKS),
         ("import aligner_chain.cli", FRAMEWORKS),
-        ("import aligner_chain.langchain", TRAINERS | {"torch", "llama_index", "sqlalchemy"}),
+        ("import aligner_chain.langchain", TRAINERS | {"torch", "llama_index", "sqlalchemy", "langgraph"}),
         ("from aligner_chain.langchain import AlignerCorrector, LocalChatModel", TRAINERS | {"torch", "llama_index"}),
         ("import bootstrap", FRAMEWORKS),
         (
@@ -55,10 +55,10 @@ def test_every_public_name_can_be_imported(module: str) -> None:
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    import aligner_chain
+    import aligner_chain.langchain
     import bootstrap
 
-    for package in (aligner_chain, bootstrap):
+    for package in (aligner_chain, aligner_chain.langchain, bootstrap):
         with pytest.raises(AttributeError, match="no_such_name"):
             _ = package.no_such_name
 

@@ -1,0 +1,306 @@
+"""A chat model around a chat model, for those who must never see an uncorrected word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables.config import ensure_config
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from aligner_chain.errors import CapabilityError
+from aligner_chain.langchain.corrector import AlignerCorrector
+from aligner_chain.langchain.jobs import CONFIGURABLE
+from aligner_chain.langchain.streams import HeldStream
+
+_INHERITED = (
+    "cache",
+    "rate_limiter",
+    "output_version",
+    "profile",
+    "disable_streaming",
+    "tags",
+    "metadata",
+    "callbacks",
+)
+_KEYS = tuple(spec.id for spec in CONFIGURABLE)
+
+
+class AlignedChatModel(BaseChatModel):
+    """A chat model whose answers are corrected before anyone sees them: `AlignedChatModel(llm=llm)`.
+
+    `llm | AlignerCorrector()` still shows the uncorrected text where a chain is watched: in the events of its steps and in
+    the message stream of a graph. Here model and Aligner are one run, so streams, events, traces, states and agents hold
+    the corrected text only. Tool calls pass as they are, from their first piece on; tokens are counted once, those of
+    `llm`. The Aligner gives its own in `Correction.usage` and OpenTelemetry, but has no run of its own in a trace, whose
+    input would be the uncorrected answer.
+
+    The question is the prompt itself. What a corrector reads from `config["configurable"]` can also be given to a call,
+    or bound: `model.bind(aligner_subject="customer-7")`. Structured output is left to `llm` and never corrected. A cache
+    of LangChain holds the corrected answers (and with `on_error="pass_through"` those whose correction failed).
+
+    ??? info "Instantiate"
+
+        ```python
+        from aligner_chain.langchain import AlignedChatModel, AlignerCorrector
+
+        model = AlignedChatModel(llm=llm, corrector=AlignerCorrector(timeout=20))
+        ```
+
+    ??? info "Invoke, stream, async"
+
+        ```python
+        model.invoke("Can I still return my kettle?").text
+        for chunk in model.stream("Can I still return my kettle?"):
+            print(chunk.text, end="")
+        await model.ainvoke("Can I still return my kettle?")
+        ```
+
+        The first text waits for the end of `llm`'s answer and for the correction; `stream_unchecked=True` of the
+        corrector sends it while it is decoded.
+
+    ??? info "Tool calling"
+
+        ```python
+        agent = create_agent(model, tools=[search])
+        ```
+
+    Args:
+        llm: the chat model that answers. Bind tools and settings to the outer model, not to this one.
+        corrector: what corrects it. Default: `AlignerCorrector(prompt_source="explicit")`.
+
+    Raises:
+        TypeError: `llm` is no chat model, but something made of one; the message says what to do instead.
+    """
+
+    llm: BaseChatModel
+    corrector: AlignerCorrector = Field(default_factory=lambda: AlignerCorrector(prompt_source="explicit"))
+
+    @field_validator("llm", mode="before")
+    @classmethod
+    def _is_chat_model(cls, llm: Any) -> Any:
+        if not isinstance(llm, BaseChatModel):
+            raise TypeError(_not_a_chat_model(llm))
+        return llm
+
+    @model_validator(mode="after")
+    def _inherit(self) -> Self:
+        """Takes over what LangChain applies around a model's own work, since it is not applied to `llm` any more."""
+        for name in _INHERITED:
+            inherited = getattr(self.llm, name, None)
+            if name not in self.model_fields_set and inherited is not None:
+                # Not by assignment, which would count as set by the user when the object is copied or compared.
+                self.__dict__[name] = inherited
+        return self
+
+    @property
+    def _llm_type(self) -> str:
+        return "aligned-chat-model"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        """Everything that the text depends on, since a cache is keyed by it."""
+        return {
+            "llm": {"_type": self.llm._llm_type, **self.llm._identifying_params},  # noqa: SLF001  LangChain's seam.
+            "corrector": self.corrector.identifying_params,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self.llm._get_ls_params(stop=stop, **_without_keys(kwargs))  # noqa: SLF001  LangChain's seam.
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The ids of `text`, as `llm` counts them."""
+        return self.llm.get_token_ids(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """The tokens of messages, as `llm` counts them."""
+        return self.llm.get_num_tokens_from_messages(messages, tools)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        # Without its run manager `llm` reports to nobody: there is one run, one count of tokens and no raw text.
+        result = self.llm._generate(messages, stop=stop, **_without_keys(kwargs))  # noqa: SLF001  LangChain's seam.
+        answers = _answers(result, run_manager)
+        return _with_answers(result, self.corrector.correct_answers(messages, answers, _configurable(kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        result = await self.llm._agenerate(messages, stop=stop, **_without_keys(kwargs))  # noqa: SLF001  LangChain's seam.
+        answers = _answers(result, run_manager)
+        return _with_answers(result, await self.corrector.acorrect_answers(messages, answers, _configurable(kwargs)))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        held, configurable = HeldStream(), _configurable(kwargs)
+        for chunk in self._raw(messages, stop, _without_keys(kwargs)):
+            for piece in held.add(_message(chunk)):
+                yield ChatGenerationChunk(message=piece)
+        if held.pieces:
+            for piece in self.corrector.stream_answer(messages, held, configurable):
+                yield ChatGenerationChunk(message=_as_chunk(piece))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        held, configurable = HeldStream(), _configurable(kwargs)
+        async for chunk in self._araw(messages, stop, _without_keys(kwargs)):
+            for piece in held.add(_message(chunk)):
+                yield ChatGenerationChunk(message=piece)
+        if held.pieces:
+            async for piece in self.corrector.astream_answer(messages, held, configurable):
+                yield ChatGenerationChunk(message=_as_chunk(piece))
+
+    def _raw(
+        self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]
+    ) -> Iterator[ChatGenerationChunk]:
+        """`llm`'s stream, which is one piece where it cannot stream."""
+        if type(self.llm)._stream is not BaseChatModel._stream:  # noqa: SLF001  LangChain asks the same.
+            yield from self.llm._stream(messages, stop=stop, **settings)  # noqa: SLF001  LangChain's seam.
+        else:
+            yield _one_chunk(self.llm._generate(messages, stop=stop, **settings))  # noqa: SLF001  LangChain's seam.
+
+    async def _araw(
+        self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        kind = type(self.llm)
+        if kind._stream is not BaseChatModel._stream or kind._astream is not BaseChatModel._astream:  # noqa: SLF001  As above.
+            async for chunk in self.llm._astream(messages, stop=stop, **settings):  # noqa: SLF001  LangChain's seam.
+                yield chunk
+        else:
+            yield _one_chunk(await self.llm._agenerate(messages, stop=stop, **settings))  # noqa: SLF001  LangChain's seam.
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Binds tools in the form that `llm` gives them.
+
+        Raises:
+            NotImplementedError: `llm` has no tools.
+            CapabilityError: `llm` binds them in a way that leaves nothing to wrap.
+        """
+        bound = self.llm.bind_tools(tools, tool_choice=tool_choice, **kwargs)
+        if not isinstance(bound, RunnableBinding) or not isinstance(bound.bound, BaseChatModel):
+            raise CapabilityError(
+                f"{type(self.llm).__name__}.bind_tools returns a {type(bound).__name__} in which there is no chat model to "
+                "correct. Correct behind it instead:  llm.bind_tools(tools) | AlignerCorrector()"
+            )
+        aligned = self.model_copy(update={"llm": bound.bound})
+        return bound.model_copy(update={"bound": aligned})
+
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """`llm`'s own: structured output is not corrected."""
+        return self.llm.with_structured_output(schema, include_raw=include_raw, **kwargs)
+
+
+def _configurable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the caller says of this correction: around the model, and above it in the call itself."""
+    around = ensure_config().get("configurable", {})
+    return {key: place[key] for place in (around, settings) for key in _KEYS if key in place}
+
+
+def _without_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _KEYS}
+
+
+def _answers(
+    result: ChatResult, run: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
+) -> list[AIMessage]:
+    """The messages of a result with the id and the metadata that LangChain is going to give them, for the record."""
+    answers = []
+    for place, generation in enumerate(result.generations):
+        message = generation.message
+        if not isinstance(message, AIMessage):
+            raise TypeError(f"The chat model answered with a {type(message).__name__}, not with an AIMessage.")
+        if message.id is None and run is not None:
+            message.id = f"lc_run--{run.run_id}-{place}"
+        said = (result.llm_output or {}) if len(result.generations) == 1 else {}
+        message.response_metadata = {**said, **(generation.generation_info or {}), **message.response_metadata}
+        answers.append(message)
+    return answers
+
+
+def _with_answers(result: ChatResult, answers: Sequence[AIMessage]) -> ChatResult:
+    generations = [
+        ChatGeneration(message=answer, generation_info=generation.generation_info)
+        for generation, answer in zip(result.generations, answers, strict=True)
+    ]
+    return ChatResult(generations=generations, llm_output=result.llm_output)
+
+
+def _message(chunk: ChatGenerationChunk) -> BaseMessage:
+    """The message of a chunk, with what LangChain would add to it from the generation."""
+    message = chunk.message
+    message.response_metadata = {**(chunk.generation_info or {}), **message.response_metadata}
+    return message
+
+
+def _one_chunk(result: ChatResult) -> ChatGenerationChunk:
+    """A whole result as the only piece of a stream."""
+    return ChatGenerationChunk(message=_as_chunk(_answers(result, None)[0]))
+
+
+def _as_chunk(message: AIMessage) -> AIMessageChunk:
+    if isinstance(message, AIMessageChunk):
+        return message
+    calls = [*message.tool_calls, *message.invalid_tool_calls]
+    pieces = [
+        tool_call_chunk(name=call["name"], args=_arguments(call["args"]), id=call["id"], index=place)
+        for place, call in enumerate(calls)
+    ]
+    return AIMessageChunk(
+        content=message.content,
+        id=message.id,
+        name=message.name,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        usage_metadata=message.usage_metadata,
+        tool_call_chunks=pieces,
+        chunk_position="last",
+    )
+
+
+def _arguments(arguments: Any) -> str | None:
+    return arguments if arguments is None or isinstance(arguments, str) else json.dumps(arguments)
+
+
+def _not_a_chat_model(llm: object) -> str:
+    found = f"AlignedChatModel wraps a chat model, and this is a {type(llm).__name__}."
+    if isinstance(llm, RunnableBinding):
+        return f"{found} Bind to the outer model instead:  AlignedChatModel(llm=llm).bind_tools(tools)  or  .bind(...)"
+    return (
+        f"{found} Wrap the chat model inside of it, such as  AlignedChatModel(llm=first).with_fallbacks([AlignedChatModel("
+        "llm=second)]), or correct behind it:  that | AlignerCorrector()"
+    )
