@@ -16,21 +16,13 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from aligner_chain import __version__
 from aligner_chain.errors import CapabilityError
 from aligner_chain.langchain.corrector import AlignerCorrector
 from aligner_chain.langchain.jobs import CONFIGURABLE
 from aligner_chain.langchain.streams import HeldStream
 
-_INHERITED = (
-    "cache",
-    "rate_limiter",
-    "output_version",
-    "profile",
-    "disable_streaming",
-    "tags",
-    "metadata",
-    "callbacks",
-)
+_INHERITED = ("cache", "rate_limiter", "output_version", "profile", "disable_streaming", "tags", "callbacks")
 _KEYS = tuple(spec.id for spec in CONFIGURABLE)
 
 
@@ -99,6 +91,7 @@ class AlignedChatModel(BaseChatModel):
             if name not in self.model_fields_set and inherited is not None:
                 # Not by assignment, which would count as set by the user when the object is copied or compared.
                 self.__dict__[name] = inherited
+        self.__dict__["metadata"] = _metadata(self.llm.metadata or {}, self.metadata or {})
         return self
 
     @property
@@ -223,6 +216,12 @@ class AlignedChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """`llm`'s own: structured output is not corrected."""
         return self.llm.with_structured_output(schema, include_raw=include_raw, **kwargs)
+
+
+def _metadata(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
+    """What traces are told of the model: with the versions of everybody's packages, in newer LangChain `lc_versions`."""
+    versions = {**inner.get("lc_versions", {}), **outer.get("lc_versions", {}), "aligner-chain": __version__}
+    return {**inner, **outer, "lc_versions": versions}
 
 
 def _configurable(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda, RunnableParallel
+from langgraph.graph import MessagesState, StateGraph
 
 from aligner_chain import AlignerError, Exchange, PromptNotFoundError
 from aligner_chain.exchange import Turn
 from aligner_chain.langchain import AlignerCorrector
 from aligner_chain.langchain.recorder import PromptRecorder, recorder
 
-QUESTIONS = [f"q{index}" for index in range(8)]
+QUESTIONS = [f"q{index}" for index in range(25)]
 
 
 def text(answer: Any) -> str:
@@ -67,16 +68,43 @@ async def by_astream_events(chain: Runnable) -> list[str]:
     return ends
 
 
+async def by_batch_of_duplicates(chain: Runnable) -> list[str]:
+    answers = [text(answer) for answer in chain.batch([{"q": q} for q in QUESTIONS for _ in range(3)])]
+    assert answers[::3] == answers[1::3] == answers[2::3]
+    return answers[::3]
+
+
 async def by_threads(chain: Runnable) -> list[str]:
-    with ThreadPoolExecutor(8) as pool:
-        return [text(answer) for answer in pool.map(lambda q: chain.invoke({"q": q}), QUESTIONS)]
+    with ThreadPoolExecutor(12) as pool:
+        answers = [text(answer) for answer in pool.map(lambda q: chain.invoke({"q": q}), QUESTIONS * 12)]
+    assert answers == answers[: len(QUESTIONS)] * 12
+    return answers[: len(QUESTIONS)]
 
 
 async def by_gather(chain: Runnable) -> list[str]:
     return [text(answer) for answer in await asyncio.gather(*(chain.ainvoke({"q": q}) for q in QUESTIONS))]
 
 
-WAYS = [by_invoke, by_ainvoke, by_batch, by_abatch, by_stream, by_astream, by_astream_events, by_threads, by_gather]
+async def by_gathered_astream(chain: Runnable) -> list[str]:
+    async def streamed(q: str) -> str:
+        return "".join([text(piece) async for piece in chain.astream({"q": q})])
+
+    return list(await asyncio.gather(*map(streamed, QUESTIONS)))
+
+
+WAYS = [
+    by_invoke,
+    by_ainvoke,
+    by_batch,
+    by_abatch,
+    by_batch_of_duplicates,
+    by_stream,
+    by_astream,
+    by_astream_events,
+    by_threads,
+    by_gather,
+    by_gathered_astream,
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -291,8 +319,7 @@ async def test_busy_threads_do_not_hold_up_asyncio(models: SimpleNamespace, corr
 
 
 async def test_langgraph_nodes(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
-    graphs = pytest.importorskip("langgraph.graph")
-    builder = graphs.StateGraph(graphs.MessagesState)
+    builder = StateGraph(MessagesState)
     builder.add_node("llm", lambda state: {"messages": [models.Chat().invoke(state["messages"])]})
     builder.add_node("rebuild", lambda state: {"messages": [AIMessage(state["messages"][-1].text, id="mine")]})
     builder.add_node("correct", lambda state: {"messages": [corrector.invoke(state["messages"][-1])]})

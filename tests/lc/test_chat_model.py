@@ -1,0 +1,347 @@
+"""`AlignedChatModel`: a chat model as any other, that shows the corrected text and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from langchain_core.runnables import RunnableLambda
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel, ValidationError
+
+from aligner_chain import Aligner, AlignerNotConfiguredError, CapabilityError, Correction, Exchange
+from aligner_chain.errors import EngineError
+from aligner_chain.langchain import AlignedChatModel, AlignerCorrector
+
+USAGE: Any = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
+
+
+class Upstream(BaseChatModel):
+    """Answers "a bad answer", or calls the first tool it is given for a prompt of "call"; notes what it was asked."""
+
+    model_name: str = "upstream-1"
+    asked: list[dict[str, Any]] = []  # noqa: RUF012  A pydantic field: each object has its own.
+    generations: int = 1
+
+    @property
+    def _llm_type(self) -> str:
+        return "upstream"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model_name": self.model_name}
+
+    def _answer(self, messages: Sequence[BaseMessage], settings: dict[str, Any]) -> AIMessage:
+        self.asked.append(settings)
+        call = messages[-1].text == "call"
+        calls = [{"name": settings["tools"][0]["function"]["name"], "args": {"q": "bad"}, "id": "c1"}] if call else []
+        text = "a bad plan" if call else "a bad answer"
+        return AIMessage(text, tool_calls=calls, usage_metadata=USAGE, additional_kwargs={"kept": 1})
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
+    ) -> ChatResult:
+        info = {"finish_reason": "stop"}
+        answers = [self._answer(messages, {"stop": stop, **kw}) for _ in range(self.generations)]
+        return ChatResult(
+            generations=[ChatGeneration(message=answer, generation_info=info) for answer in answers],
+            llm_output={"model_name": self.model_name},
+        )
+
+    def bind_tools(self, tools: Any, *, tool_choice: Any = None, **kw: Any) -> Any:
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kw)
+
+
+class StreamingUpstream(Upstream):
+    def _stream(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        answer = self._answer(messages, {"stop": stop, **kw})
+        for place, word in enumerate(answer.text.split(" ")):
+            usage = USAGE if place == 0 else None
+            yield ChatGenerationChunk(message=AIMessageChunk(word if place == 0 else f" {word}", usage_metadata=usage))
+        if answer.tool_calls:
+            call, pieces = answer.tool_calls[0], ('{"q": ', '"bad"}')
+            for place, arguments in enumerate(pieces):
+                named = {"name": call["name"], "id": call["id"]} if place == 0 else {"name": None, "id": None}
+                chunk: Any = {**named, "args": arguments, "index": 0, "type": "tool_call_chunk"}
+                yield ChatGenerationChunk(message=AIMessageChunk("", tool_call_chunks=[chunk]))
+        info = {"finish_reason": "stop", "model_name": self.model_name}
+        yield ChatGenerationChunk(message=AIMessageChunk(""), generation_info=info)
+
+
+class AsyncUpstream(StreamingUpstream):
+    """Can do nothing without asyncio."""
+
+    def _generate(self, *given: Any, **kw: Any) -> ChatResult:
+        raise AssertionError("called from a coroutine")
+
+    async def _agenerate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
+    ) -> Any:
+        return Upstream._generate(self, messages, stop, **kw)
+
+    async def _astream(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        for chunk in StreamingUpstream._stream(self, messages, stop, **kw):
+            yield chunk
+
+    def _stream(self, *given: Any, **kw: Any) -> Iterator[ChatGenerationChunk]:
+        raise AssertionError("called from a coroutine")
+
+
+def search(q: str) -> str:
+    """Searches."""
+    return q
+
+
+@pytest.fixture
+def fix() -> Aligner:
+    """Corrects "bad" to "good"; fails on "crash"."""
+
+    def correct(exchange: Exchange) -> str:
+        if "crash" in exchange.question:
+            raise RuntimeError("out of luck")
+        return exchange.answer.replace("bad", "good")
+
+    return Aligner.scripted(correct)
+
+
+@pytest.fixture
+def aligned(fix: Aligner, told: list[Correction]) -> Any:
+    """Makes the model under test around an upstream."""
+
+    def make(llm: Any, **settings: Any) -> AlignedChatModel:
+        corrector = AlignerCorrector(fix, on_correction=told.append, prompt_source="explicit", **settings)
+        return AlignedChatModel(llm=llm, corrector=corrector)
+
+    return make
+
+
+UPSTREAMS = [Upstream, StreamingUpstream]
+WAYS = ["invoke", "ainvoke", "batch", "abatch", "stream", "astream"]
+
+
+async def run(model: Any, way: str, asked: Any = "q", **kw: Any) -> AIMessage:
+    """One answer, by any way to get one; a stream is put together."""
+    if way in ("stream", "astream"):
+        pieces = list(model.stream(asked, **kw)) if way == "stream" else [p async for p in model.astream(asked, **kw)]
+        return pieces[0] + pieces[1:]
+    if way in ("batch", "abatch"):
+        answers = model.batch([asked], **kw) if way == "batch" else await model.abatch([asked], **kw)
+        return answers[0]
+    return model.invoke(asked, **kw) if way == "invoke" else await model.ainvoke(asked, **kw)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", UPSTREAMS)
+async def test_the_answer_is_corrected_and_all_else_is_kept(
+    aligned: Any, told: list[Correction], kind: Any, way: str
+) -> None:
+    answer = await run(aligned(kind()), way)
+    assert answer.text == "a good answer"
+    assert answer.usage_metadata == USAGE
+    assert answer.response_metadata.items() >= {"model_name": "upstream-1", "finish_reason": "stop"}.items()
+    assert answer.response_metadata["aligner"]["correction_id"] == told[0].id
+    assert [(c.outcome, c.exchange.question, c.exchange.upstream) for c in told] == [("corrected", "q", "upstream-1")]
+    if kind is Upstream:
+        assert answer.additional_kwargs == {"kept": 1}
+    if "stream" not in way:
+        assert told[0].exchange.message_id == answer.id
+        assert told[0].exchange.run_id in answer.id
+
+
+@pytest.mark.parametrize("way", ["ainvoke", "astream"])
+async def test_coroutines_stay_coroutines(aligned: Any, way: str) -> None:
+    assert (await run(aligned(AsyncUpstream()), way)).text == "a good answer"
+
+
+class Watch(BaseCallbackHandler):
+    """Notes every text that callbacks are shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_chat_model_start(self, *given: Any, **kw: Any) -> None:
+        self.seen.append("start")
+
+    def on_llm_new_token(self, token: Any, *, chunk: Any = None, **kw: Any) -> None:
+        self.seen.append(str(chunk))
+
+    def on_llm_end(self, response: Any, **kw: Any) -> None:
+        self.seen.append(str(response))
+
+    def on_chain_end(self, outputs: Any, **kw: Any) -> None:
+        self.seen.append(str(outputs))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", UPSTREAMS)
+async def test_no_callback_sees_the_raw_text_and_there_is_one_run(aligned: Any, kind: Any, way: str) -> None:
+    watch = Watch()
+    chain = ChatPromptTemplate.from_template("{q}") | aligned(kind())
+    with get_usage_metadata_callback() as counted:
+        await run(chain, way, {"q": "q"}, config={"callbacks": [watch]})
+    assert not [text for text in watch.seen if "a bad" in text]
+    assert watch.seen.count("start") == 1
+    assert counted.usage_metadata == {"upstream-1": USAGE}
+
+
+@pytest.mark.parametrize("kind", UPSTREAMS)
+async def test_no_event_shows_the_raw_text(aligned: Any, kind: Any) -> None:
+    events = [event async for event in aligned(kind()).astream_events("q", version="v2")]
+    assert not [event for event in events if "a bad" in str(event)]
+    assert events[-1]["data"]["output"].text == "a good answer"
+
+
+async def test_a_tool_call_passes_piece_by_piece(aligned: Any, told: list[Correction]) -> None:
+    model = aligned(StreamingUpstream()).bind_tools([search])
+    for pieces in (list(model.stream("call")), [piece async for piece in model.astream("call")]):
+        assert [piece.text for piece in pieces if piece.text] == ["a", " bad", " plan"]
+        assert [piece.tool_call_chunks[0]["args"] for piece in pieces if piece.tool_call_chunks] == ['{"q": ', '"bad"}']
+        whole = pieces[0] + pieces[1:]
+        assert whole.tool_calls == [{"name": "search", "args": {"q": "bad"}, "id": "c1", "type": "tool_call"}]
+    assert [c.reason for c in told] == ["the answer calls a tool"] * 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", UPSTREAMS)
+async def test_tools_are_bound_in_the_upstreams_form(aligned: Any, kind: Any, way: str) -> None:
+    upstream = kind()
+    model = aligned(upstream).bind_tools([search], strict=True)
+    answer = await run(model, way, "call")
+    assert answer.tool_calls[0]["args"] == {"q": "bad"}
+    assert json.loads(json.dumps(upstream.asked[0]["tools"]))[0]["function"]["name"] == "search"
+    assert upstream.asked[0]["strict"] is True
+    assert (await run(model, way, "q")).text == "a good answer"
+
+
+def test_tools_that_leave_nothing_to_wrap_are_an_error(aligned: Any) -> None:
+    class Strange(Upstream):
+        def bind_tools(self, tools: Any, **kw: Any) -> Any:
+            return self | RunnableLambda(lambda message: message)
+
+    with pytest.raises(CapabilityError, match=r"llm\.bind_tools\(tools\) \| AlignerCorrector\(\)"):
+        aligned(Strange()).bind_tools([search])
+
+
+class Joke(BaseModel):
+    setup: str
+
+
+def test_structured_output_is_the_upstreams_own(aligned: Any, told: list[Correction]) -> None:
+    class Structured(Upstream):
+        def with_structured_output(self, schema: Any, **kw: Any) -> Any:
+            return RunnableLambda(lambda asked: schema(setup="bad"))
+
+    assert aligned(Structured()).with_structured_output(Joke).invoke("q") == Joke(setup="bad")
+    assert told == []
+
+
+async def test_what_a_record_needs_comes_with_the_call_or_from_around_it(aligned: Any, told: list[Correction]) -> None:
+    upstream = Upstream()
+    model = aligned(upstream)
+    model.invoke("q", aligner_subject="called")
+    await model.bind(aligner_subject="bound").ainvoke("q")
+    around = {"configurable": {"aligner_subject": "around", "aligner_split_key": "k"}}
+    (RunnableLambda(lambda q: q) | model).invoke("q", around)
+    (RunnableLambda(lambda q: q) | model.bind(aligner_subject="bound")).invoke("q", around)
+    assert [c.exchange.subject for c in told] == ["called", "bound", "around", "bound"]
+    assert [c.exchange.split_key for c in told] == [None, None, "k", "k"]
+    assert upstream.asked == [{"stop": None}] * 4  # the upstream is not bothered with it
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_turned_off(aligned: Any, told: list[Correction], way: str) -> None:
+    answer = await run(aligned(StreamingUpstream()), way, aligner_enabled=False)
+    assert answer.text == "a bad answer"
+    assert [c.outcome for c in told] == ["skipped"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_failures_follow_the_corrector(aligned: Any, way: str) -> None:
+    with pytest.raises(EngineError, match="out of luck"):
+        await run(aligned(StreamingUpstream()), way, "crash")
+    passed = await run(aligned(StreamingUpstream(), on_error="pass_through"), way, "crash")
+    assert (passed.text, passed.response_metadata["aligner"]["outcome"]) == ("a bad answer", "failed")
+
+
+def test_several_answers_are_one_call_of_the_aligner(aligned: Any, told: list[Correction]) -> None:
+    rows = aligned(Upstream(generations=2)).generate([[HumanMessage("q")]]).generations
+    assert [generation.message.text for generation in rows[0]] == ["a good answer"] * 2
+    assert len({c.exchange.message_id for c in told}) == 2
+
+
+def test_a_cache_holds_the_corrected_answer_and_knows_the_aligner(aligned: Any, fix: Aligner) -> None:
+    cache, upstream = InMemoryCache(), Upstream()
+    upstream.cache = cache
+    assert [aligned(upstream).invoke("q").text for _ in range(2)] == ["a good answer"] * 2
+    assert len(upstream.asked) == 1
+    other = Aligner.scripted(lambda exchange: "other")
+    other.metadata = type(other.metadata)(name="other", version="1", template="scripted")
+    assert AlignedChatModel(llm=upstream, corrector=AlignerCorrector(other)).invoke("q").text == "other"
+
+
+def test_what_langchain_does_around_a_model_is_taken_over(aligned: Any) -> None:
+    limiter = InMemoryRateLimiter(requests_per_second=1000)
+    llm = StreamingUpstream(rate_limiter=limiter, disable_streaming=True, tags=["t"], metadata={"m": 1}, cache=False)
+    model = aligned(llm)
+    assert (model.rate_limiter, model.disable_streaming, model.cache) == (limiter, True, False)
+    assert (model.tags, model.metadata["m"]) == (["t"], 1)
+    assert model.metadata["lc_versions"].keys() >= {"aligner-chain"}
+    assert [piece.text for piece in model.stream("q")] == ["a good answer"]
+    assert AlignedChatModel(llm=llm, corrector=model.corrector, tags=["own"]).tags == ["own"]
+
+
+def test_it_presents_itself_as_the_upstream_does(aligned: Any) -> None:
+    model = aligned(Upstream())
+    assert model._get_ls_params()["ls_model_type"] == "chat"
+    assert model._get_ls_params() == Upstream()._get_ls_params()
+    assert model._identifying_params["llm"] == {"_type": "upstream", "model_name": "upstream-1"}
+    assert model._identifying_params["corrector"]["aligner"] == "scripted@1"
+
+
+@pytest.mark.parametrize(
+    "wrong", [Upstream().bind(stop=["x"]), Upstream().bind_tools([search]), RunnableLambda(str), 3]
+)
+def test_what_is_no_chat_model_is_refused_with_the_way_out(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValidationError)) as caught:
+        AlignedChatModel(llm=wrong)
+    assert type(wrong).__name__ in str(caught.value)
+    assert "AlignedChatModel(llm=llm).bind_tools(tools)" in str(caught.value) or "| AlignerCorrector()" in str(
+        caught.value
+    )
+
+
+def test_without_an_aligner_the_first_answer_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.delenv("ALIGNER_MODEL", raising=False)
+    monkeypatch.setenv("ALIGNER_HOME", str(tmp_path))
+    model = AlignedChatModel(llm=Upstream())
+    assert model.bind_tools([search]).invoke("call").tool_calls
+    with pytest.raises(AlignerNotConfiguredError, match="from_chat_model"):
+        model.invoke("q")
+
+
+def test_a_model_that_streams_nothing(aligned: Any) -> None:
+    class Silent(Upstream):
+        def _stream(self, *given: Any, **kw: Any) -> Iterator[ChatGenerationChunk]:
+            return iter(())
+
+    with pytest.raises(ValueError, match="No generation chunks"):
+        list(aligned(Silent()).stream("q"))
+
+
+def test_it_can_be_corrected_again(models: SimpleNamespace, aligned: Any, aligner: Aligner) -> None:
+    chain = aligned(Upstream()) | AlignerCorrector(aligner)
+    assert chain.invoke("q").text == "<q|a good answer>"
