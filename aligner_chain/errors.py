@@ -57,8 +57,8 @@ class MissingExtraError(ConfigurationError, ImportError):
 class PromptNotFoundError(AlignerError, ValueError):
     """The question of an answer could not be found; correcting blind is never done.
 
-    `reason` is "unknown" (no recorded model run gave this answer) or "ambiguous" (several did, to different
-    questions).
+    `reason` is "unknown" (no recorded model run gave this answer), "ambiguous" (several did, to different questions) or
+    "wordless" (the question is known, but an image or the like alone).
     """
 
     def __init__(self, message: str, *, reason: str) -> None:

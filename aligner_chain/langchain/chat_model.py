@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
+from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -19,7 +21,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from aligner_chain import __version__
 from aligner_chain.errors import CapabilityError
 from aligner_chain.langchain.corrector import AlignerCorrector
-from aligner_chain.langchain.jobs import CONFIGURABLE
+from aligner_chain.langchain.jobs import CONFIGURABLE, Asked
 from aligner_chain.langchain.streams import HeldStream
 
 _INHERITED = ("cache", "rate_limiter", "output_version", "profile", "disable_streaming", "tags", "callbacks")
@@ -36,7 +38,8 @@ class AlignedChatModel(BaseChatModel):
     input would be the uncorrected answer.
 
     The question is the prompt itself. What a corrector reads from `config["configurable"]` can also be given to a call,
-    or bound: `model.bind(aligner_subject="customer-7")`. Structured output is left to `llm` and never corrected. A cache
+    or bound: `model.bind(aligner_subject="customer-7")`. Join feedback to a record by the `correction_id` in
+    `response_metadata["aligner"]`: LangChain tells a model that streams nothing of its run. Structured output is left to `llm` and never corrected. A cache
     of LangChain holds the corrected answers (and with `on_error="pass_through"` those whose correction failed).
 
     ??? info "Instantiate"
@@ -102,12 +105,12 @@ class AlignedChatModel(BaseChatModel):
     def _identifying_params(self) -> Mapping[str, Any]:
         """Everything that the text depends on, since a cache is keyed by it."""
         return {
-            "llm": {"_type": self.llm._llm_type, **self.llm._identifying_params},  # noqa: SLF001  LangChain's seam.
+            "llm": {"_type": self.llm._llm_type, **self.llm._identifying_params},
             "corrector": self.corrector.identifying_params,
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return self.llm._get_ls_params(stop=stop, **_without_keys(kwargs))  # noqa: SLF001  LangChain's seam.
+        return self.llm._get_ls_params(stop=stop, **_without_keys(kwargs))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of `text`, as `llm` counts them."""
@@ -124,10 +127,14 @@ class AlignedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        # Without its run manager `llm` reports to nobody: there is one run, one count of tokens and no raw text.
-        result = self.llm._generate(messages, stop=stop, **_without_keys(kwargs))  # noqa: SLF001  LangChain's seam.
-        answers = _answers(result, run_manager)
-        return _with_answers(result, self.corrector.correct_answers(messages, answers, _configurable(kwargs)))
+        settings = _without_keys(kwargs)
+        if self.llm._should_stream(async_api=False, **settings):
+            result = generate_from_stream(self._raw(messages, stop, settings))
+        else:
+            # Without its run manager `llm` reports to nobody: there is one run, one count of tokens and no raw text.
+            result = self.llm._generate(messages, stop=stop, **settings)
+        asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
+        return _with_answers(result, self.corrector.correct_answers(asked, _answers(result, asked.run_id)))
 
     async def _agenerate(
         self,
@@ -136,9 +143,13 @@ class AlignedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        result = await self.llm._agenerate(messages, stop=stop, **_without_keys(kwargs))  # noqa: SLF001  LangChain's seam.
-        answers = _answers(result, run_manager)
-        return _with_answers(result, await self.corrector.acorrect_answers(messages, answers, _configurable(kwargs)))
+        settings = _without_keys(kwargs)
+        if self.llm._should_stream(async_api=True, **settings):
+            result = await agenerate_from_stream(self._araw(messages, stop, settings))
+        else:
+            result = await self.llm._agenerate(messages, stop=stop, **settings)
+        asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
+        return _with_answers(result, await self.corrector.acorrect_answers(asked, _answers(result, asked.run_id)))
 
     def _stream(
         self,
@@ -147,12 +158,12 @@ class AlignedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        held, configurable = HeldStream(), _configurable(kwargs)
+        held, asked = HeldStream(), Asked(messages, _configurable(kwargs))
         for chunk in self._raw(messages, stop, _without_keys(kwargs)):
             for piece in held.add(_message(chunk)):
                 yield ChatGenerationChunk(message=piece)
         if held.pieces:
-            for piece in self.corrector.stream_answer(messages, held, configurable):
+            for piece in self.corrector.stream_answer(asked, held):
                 yield ChatGenerationChunk(message=_as_chunk(piece))
 
     async def _astream(
@@ -162,32 +173,32 @@ class AlignedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        held, configurable = HeldStream(), _configurable(kwargs)
+        held, asked = HeldStream(), Asked(messages, _configurable(kwargs))
         async for chunk in self._araw(messages, stop, _without_keys(kwargs)):
             for piece in held.add(_message(chunk)):
                 yield ChatGenerationChunk(message=piece)
         if held.pieces:
-            async for piece in self.corrector.astream_answer(messages, held, configurable):
+            async for piece in self.corrector.astream_answer(asked, held):
                 yield ChatGenerationChunk(message=_as_chunk(piece))
 
     def _raw(
         self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]
     ) -> Iterator[ChatGenerationChunk]:
         """`llm`'s stream, which is one piece where it cannot stream."""
-        if type(self.llm)._stream is not BaseChatModel._stream:  # noqa: SLF001  LangChain asks the same.
-            yield from self.llm._stream(messages, stop=stop, **settings)  # noqa: SLF001  LangChain's seam.
+        if type(self.llm)._stream is not BaseChatModel._stream:
+            yield from self.llm._stream(messages, stop=stop, **settings)
         else:
-            yield _one_chunk(self.llm._generate(messages, stop=stop, **settings))  # noqa: SLF001  LangChain's seam.
+            yield _one_chunk(self.llm._generate(messages, stop=stop, **settings))
 
     async def _araw(
         self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]
     ) -> AsyncIterator[ChatGenerationChunk]:
         kind = type(self.llm)
-        if kind._stream is not BaseChatModel._stream or kind._astream is not BaseChatModel._astream:  # noqa: SLF001  As above.
-            async for chunk in self.llm._astream(messages, stop=stop, **settings):  # noqa: SLF001  LangChain's seam.
+        if kind._stream is not BaseChatModel._stream or kind._astream is not BaseChatModel._astream:
+            async for chunk in self.llm._astream(messages, stop=stop, **settings):
                 yield chunk
         else:
-            yield _one_chunk(await self.llm._agenerate(messages, stop=stop, **settings))  # noqa: SLF001  LangChain's seam.
+            yield _one_chunk(await self.llm._agenerate(messages, stop=stop, **settings))
 
     def bind_tools(
         self,
@@ -234,17 +245,15 @@ def _without_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _KEYS}
 
 
-def _answers(
-    result: ChatResult, run: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
-) -> list[AIMessage]:
+def _answers(result: ChatResult, run_id: UUID | None) -> list[AIMessage]:
     """The messages of a result with the id and the metadata that LangChain is going to give them, for the record."""
     answers = []
     for place, generation in enumerate(result.generations):
         message = generation.message
         if not isinstance(message, AIMessage):
             raise TypeError(f"The chat model answered with a {type(message).__name__}, not with an AIMessage.")
-        if message.id is None and run is not None:
-            message.id = f"lc_run--{run.run_id}-{place}"
+        if message.id is None and run_id is not None:
+            message.id = f"lc_run--{run_id}-{place}"
         said = (result.llm_output or {}) if len(result.generations) == 1 else {}
         message.response_metadata = {**said, **(generation.generation_info or {}), **message.response_metadata}
         answers.append(message)

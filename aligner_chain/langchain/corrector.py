@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
@@ -19,7 +19,16 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction
 from aligner_chain.hook import CorrectionHook
-from aligner_chain.langchain.jobs import CONFIGURABLE, Job, Source, Structured, enabled, prepare, waiting_for_aligner
+from aligner_chain.langchain.jobs import (
+    CONFIGURABLE,
+    Asked,
+    Job,
+    Source,
+    Structured,
+    enabled,
+    prepare,
+    waiting_for_aligner,
+)
 from aligner_chain.langchain.messages import deliver, summary
 from aligner_chain.langchain.recorder import recorder
 from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
@@ -206,38 +215,28 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         async for piece in self._atransform_stream_with_config(input, self._astreamed, config, **kwargs):
             yield piece
 
-    def correct_answers(
-        self, messages: Sequence[BaseMessage], answers: Sequence[AIMessage], configurable: Mapping[str, Any]
-    ) -> list[AIMessage]:
-        """Corrects the answers of a model to one prompt, outside any run: for what wraps a model instead of following it.
+    def correct_answers(self, asked: Asked, answers: Sequence[AIMessage]) -> list[AIMessage]:
+        """Corrects a model's answers to one prompt, outside any run: for what wraps a model instead of following it.
 
         Raises what `invoke` raises.
         """
-        jobs = self._asked(messages, answers, configurable)
+        jobs = [self._asked(asked, answer) for answer in answers]
         self._settle(jobs, [])
         return [_raise_or_return(self._result(job)) for job in jobs]
 
-    async def acorrect_answers(
-        self, messages: Sequence[BaseMessage], answers: Sequence[AIMessage], configurable: Mapping[str, Any]
-    ) -> list[AIMessage]:
+    async def acorrect_answers(self, asked: Asked, answers: Sequence[AIMessage]) -> list[AIMessage]:
         """The same for asyncio."""
-        jobs = self._asked(messages, answers, configurable)
+        jobs = [self._asked(asked, answer) for answer in answers]
         await self._asettle(jobs, [])
         return [_raise_or_return(self._result(job)) for job in jobs]
 
-    def stream_answer(
-        self, messages: Sequence[BaseMessage], held: HeldStream, configurable: Mapping[str, Any]
-    ) -> Iterator[AIMessage]:
+    def stream_answer(self, asked: Asked, held: HeldStream) -> Iterator[AIMessage]:
         """The pieces that are left to hand out of an answer whose own pieces were held back, outside any run."""
-        [job] = self._asked(messages, [held.whole()], configurable)
-        yield from self._pieces(job, [], silent=held.released)
+        yield from self._pieces(self._asked(asked, held.whole()), [], silent=held.released)
 
-    async def astream_answer(
-        self, messages: Sequence[BaseMessage], held: HeldStream, configurable: Mapping[str, Any]
-    ) -> AsyncIterator[AIMessage]:
+    async def astream_answer(self, asked: Asked, held: HeldStream) -> AsyncIterator[AIMessage]:
         """The same for asyncio."""
-        [job] = self._asked(messages, [held.whole()], configurable)
-        async for piece in self._apieces(job, [], silent=held.released):
+        async for piece in self._apieces(self._asked(asked, held.whole()), [], silent=held.released):
             yield piece
 
     def _one(self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
@@ -369,11 +368,9 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
     def _job(self, value: Any, run: _Run, config: RunnableConfig, ids: Sequence[str] = ()) -> Job:
         return prepare(value, replace(self._source(config), parent=run.parent_run_id, chunk_ids=ids))
 
-    def _asked(
-        self, messages: Sequence[BaseMessage], answers: Sequence[AIMessage], configurable: Mapping[str, Any]
-    ) -> list[Job]:
-        source = self._source({"configurable": dict(configurable)})
-        return [prepare([*messages, answer], source) for answer in answers]
+    def _asked(self, asked: Asked, answer: AIMessage) -> Job:
+        source = self._source({"configurable": dict(asked.configurable)})
+        return prepare([*asked.messages, answer], replace(source, upstream_run=asked.run_id))
 
     def _source(self, config: RunnableConfig) -> Source:
         return Source(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 
 from aligner_chain.errors import PromptNotFoundError
@@ -58,6 +58,15 @@ CONFIGURABLE = (
 """What `config["configurable"]` may hold for a corrector."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt of a chat model, what the caller configured, and the model's run where it is known."""
+
+    messages: Sequence[BaseMessage]
+    configurable: Mapping[str, Any]
+    run_id: UUID | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """Where the question of an answer may come from, and how the answer is to be read."""
@@ -69,6 +78,8 @@ class Source:
     parent: UUID | None = None
     """The run that the corrector runs in."""
     chunk_ids: Sequence[str] = ()
+    upstream_run: UUID | None = None
+    """The run that gave the answer, where the caller knows it."""
 
     def configured(self, key: str, kind: type[_T]) -> _T | None:
         """What the caller configured under `key`.
@@ -158,9 +169,12 @@ def _skip_reason(given: AIMessage | str, source: Source) -> str:
 def _exchange(answer: Answer, source: Source) -> Exchange:
     message = answer.message
     message_id = message.id if message else None
-    run_id, upstream = run_id_of(message_id), upstream_of(message) if message else None
+    run_id = source.upstream_run or run_id_of(message_id)
+    upstream = upstream_of(message) if message else None
     question = source.configured("aligner_question", str) or source.question or ""
     turns = answer.turns or known_turns([HumanMessage(question)])
+    if not turns and answer.asked:
+        raise prompt_not_found("wordless")
     if not turns:
         record = _recorded(answer, source)
         turns, run_id, upstream = record.turns, record.run_id, upstream or record.upstream

@@ -40,11 +40,13 @@ _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
 )
 _RUN_ID = re.compile(r"run-{1,2}([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
-_OFFSETS = ("annotations", "citations")
+_OF_THE_ORIGINAL = ("annotations", "citations", "logprobs")
+"""What describes the tokens and characters of a text and is wrong for another one."""
 
 _FOUND = {
     "unknown": "The question of this answer is not known: no model run that this process recorded gave it.",
     "ambiguous": "The question of this answer is ambiguous: models near the corrector were asked different ones.",
+    "wordless": "The question of this answer holds no words, and an Aligner reads nothing else.",
 }
 _REMEDIES = """Give the question in one of these ways:
 - chain.invoke(..., config={"configurable": {"aligner_question": question}})
@@ -63,6 +65,8 @@ class Answer:
 
     given: AIMessage | str
     turns: tuple[Turn, ...] = ()
+    asked: bool = False
+    """Whether the input holds a question, which may be an image alone and then makes no turns."""
 
     @property
     def text(self) -> str:
@@ -157,8 +161,10 @@ def deliver(given: AIMessage | str, correction: Correction, *, keep_original: bo
         return given
     if isinstance(given, str):
         return correction.text
-    content = _with_text(given.content, correction.text) if correction.changed else given.content
-    metadata = {**given.response_metadata, METADATA_KEY: summary(correction, keep_original=keep_original)}
+    content, metadata = given.content, given.response_metadata
+    if correction.changed:
+        content, metadata = _with_text(content, correction.text), still_true(metadata)
+    metadata = {**metadata, METADATA_KEY: summary(correction, keep_original=keep_original)}
     return given.model_copy(update={"content": content, "response_metadata": metadata})
 
 
@@ -176,7 +182,7 @@ def summary(correction: Correction, *, keep_original: bool = False) -> dict[str,
     return told
 
 
-def prompt_not_found(reason: Literal["unknown", "ambiguous"]) -> PromptNotFoundError:
+def prompt_not_found(reason: Literal["unknown", "ambiguous", "wordless"]) -> PromptNotFoundError:
     """The error for an answer without a question, with the ways to give one."""
     return PromptNotFoundError(f"{_FOUND[reason]}\n{_REMEDIES}", reason=reason)
 
@@ -190,7 +196,7 @@ def _end_of_conversation(messages: Any) -> Answer:
         raise _unreadable(messages) from error
     if not isinstance(answer, AIMessage):
         raise _unreadable(answer)
-    return Answer(given=answer, turns=known_turns(asked))
+    return Answer(given=answer, turns=known_turns(asked), asked=any(isinstance(said, HumanMessage) for said in asked))
 
 
 def _question_and_answer(value: Mapping[str, Any]) -> Answer:
@@ -262,9 +268,10 @@ def _with_text(content: str | list[Any], text: str) -> str | list[Any]:
         return text
     first = next(place for place, block in enumerate(content) if _is_text(block))
     kept = [block for place, block in enumerate(content) if place == first or not _is_text(block)]
-    kept[first] = text if isinstance(kept[first], str) else _without_offsets(kept[first]) | {"text": text}
+    kept[first] = text if isinstance(kept[first], str) else still_true(kept[first]) | {"text": text}
     return kept
 
 
-def _without_offsets(block: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in block.items() if key not in _OFFSETS}
+def still_true(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a block or of metadata holds for another text too."""
+    return {key: value for key, value in described.items() if key not in _OF_THE_ORIGINAL or value is None}

@@ -108,7 +108,7 @@ class PromptRecorder(BaseCallbackHandler):
             record = self._of_message(answer, ids) if isinstance(answer, BaseMessage) else None
             record = record or self._in_scope(text_of(answer), parent)
         if not record.turns:
-            raise prompt_not_found("unknown")
+            raise prompt_not_found("wordless")
         return record
 
     def _of_message(self, message: BaseMessage, ids: Sequence[str]) -> PromptRecord | None:

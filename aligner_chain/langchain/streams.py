@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 
-from aligner_chain.langchain.messages import METADATA_KEY, calls_tools
+from aligner_chain.langchain.messages import METADATA_KEY, calls_tools, still_true
 
 
 class HeldStream:
@@ -57,7 +57,7 @@ class StreamedAnswer:
             id=given.id,
             name=given.name,
             additional_kwargs=given.additional_kwargs,
-            response_metadata=given.response_metadata,
+            response_metadata=still_true(given.response_metadata),
             usage_metadata=given.usage_metadata,
         )
 

@@ -3,107 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import RunnableLambda
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ValidationError
+from upstreams import USAGE, AsyncUpstream, StreamingUpstream, Upstream, search
 
-from aligner_chain import Aligner, AlignerNotConfiguredError, CapabilityError, Correction, Exchange
+from aligner_chain import (
+    Aligner,
+    AlignerNotConfiguredError,
+    CapabilityError,
+    Correction,
+    Exchange,
+    PromptNotFoundError,
+)
 from aligner_chain.errors import EngineError
 from aligner_chain.langchain import AlignedChatModel, AlignerCorrector
-
-USAGE: Any = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
-
-
-class Upstream(BaseChatModel):
-    """Answers "a bad answer", or calls the first tool it is given for a prompt of "call"; notes what it was asked."""
-
-    model_name: str = "upstream-1"
-    asked: list[dict[str, Any]] = []  # noqa: RUF012  A pydantic field: each object has its own.
-    generations: int = 1
-
-    @property
-    def _llm_type(self) -> str:
-        return "upstream"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {"model_name": self.model_name}
-
-    def _answer(self, messages: Sequence[BaseMessage], settings: dict[str, Any]) -> AIMessage:
-        self.asked.append(settings)
-        call = messages[-1].text == "call"
-        calls = [{"name": settings["tools"][0]["function"]["name"], "args": {"q": "bad"}, "id": "c1"}] if call else []
-        text = "a bad plan" if call else "a bad answer"
-        return AIMessage(text, tool_calls=calls, usage_metadata=USAGE, additional_kwargs={"kept": 1})
-
-    def _generate(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
-    ) -> ChatResult:
-        info = {"finish_reason": "stop"}
-        answers = [self._answer(messages, {"stop": stop, **kw}) for _ in range(self.generations)]
-        return ChatResult(
-            generations=[ChatGeneration(message=answer, generation_info=info) for answer in answers],
-            llm_output={"model_name": self.model_name},
-        )
-
-    def bind_tools(self, tools: Any, *, tool_choice: Any = None, **kw: Any) -> Any:
-        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kw)
-
-
-class StreamingUpstream(Upstream):
-    def _stream(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
-    ) -> Iterator[ChatGenerationChunk]:
-        answer = self._answer(messages, {"stop": stop, **kw})
-        for place, word in enumerate(answer.text.split(" ")):
-            usage = USAGE if place == 0 else None
-            yield ChatGenerationChunk(message=AIMessageChunk(word if place == 0 else f" {word}", usage_metadata=usage))
-        if answer.tool_calls:
-            call, pieces = answer.tool_calls[0], ('{"q": ', '"bad"}')
-            for place, arguments in enumerate(pieces):
-                named = {"name": call["name"], "id": call["id"]} if place == 0 else {"name": None, "id": None}
-                chunk: Any = {**named, "args": arguments, "index": 0, "type": "tool_call_chunk"}
-                yield ChatGenerationChunk(message=AIMessageChunk("", tool_call_chunks=[chunk]))
-        info = {"finish_reason": "stop", "model_name": self.model_name}
-        yield ChatGenerationChunk(message=AIMessageChunk(""), generation_info=info)
-
-
-class AsyncUpstream(StreamingUpstream):
-    """Can do nothing without asyncio."""
-
-    def _generate(self, *given: Any, **kw: Any) -> ChatResult:
-        raise AssertionError("called from a coroutine")
-
-    async def _agenerate(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
-    ) -> Any:
-        return Upstream._generate(self, messages, stop, **kw)
-
-    async def _astream(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        for chunk in StreamingUpstream._stream(self, messages, stop, **kw):
-            yield chunk
-
-    def _stream(self, *given: Any, **kw: Any) -> Iterator[ChatGenerationChunk]:
-        raise AssertionError("called from a coroutine")
-
-
-def search(q: str) -> str:
-    """Searches."""
-    return q
 
 
 @pytest.fixture
@@ -160,6 +85,25 @@ async def test_the_answer_is_corrected_and_all_else_is_kept(
     if "stream" not in way:
         assert told[0].exchange.message_id == answer.id
         assert told[0].exchange.run_id in answer.id
+
+
+async def test_a_provider_id_does_not_hide_the_run(aligned: Any, told: list[Correction]) -> None:
+    class Named(Upstream):
+        def _answer(self, *given: Any) -> AIMessage:
+            return super()._answer(*given).model_copy(update={"id": "resp_1"})
+
+    run_id = uuid4()
+    assert aligned(Named()).invoke("q", {"run_id": run_id}).id == "resp_1"
+    await aligned(Named()).ainvoke("q", {"run_id": run_id})
+    assert [(c.exchange.message_id, c.exchange.run_id) for c in told] == [("resp_1", str(run_id))] * 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_question_without_words_is_an_error_that_says_so(aligned: Any, way: str) -> None:
+    image = HumanMessage([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}])
+    with pytest.raises(PromptNotFoundError, match="holds no words") as caught:
+        await run(aligned(StreamingUpstream()), way, [image])
+    assert caught.value.reason == "wordless"
 
 
 @pytest.mark.parametrize("way", ["ainvoke", "astream"])

@@ -68,6 +68,13 @@ def test_the_original_only_when_asked_for(fixer: AlignerCorrector) -> None:
     assert told_of["edits"] == 1
 
 
+def test_what_tells_of_the_original_tokens_goes_with_them(fixer: AlignerCorrector) -> None:
+    metadata = {"model_name": "m", "logprobs": {"content": [{"token": "bad"}]}}
+    assert "logprobs" not in fixer.invoke(AIMessage("bad", response_metadata=metadata)).response_metadata
+    assert fixer.invoke(AIMessage("fine", response_metadata=metadata)).response_metadata["logprobs"]
+    assert metadata.keys() == {"model_name", "logprobs"}
+
+
 CONTENTS = {
     "one block": ([{"type": "text", "text": "bad"}], [{"type": "text", "text": "good"}]),
     "bare strings": (["bad", " answer"], ["good answer"]),
