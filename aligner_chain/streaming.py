@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from typing import TypeVar
 
 from aligner_chain.engines.base import Ticket
 from aligner_chain.exchange import Correction, edits_between
 
 UNCHECKED = "streamed before it was checked"
 """The reason, or part of it, of a correction whose text went out before its end was known."""
+
+
+_T = TypeVar("_T")
 
 
 class Pieces:
@@ -45,6 +49,19 @@ class Pieces:
 
 def _noted(correction: Correction) -> Correction:
     return replace(correction, reason="; ".join(filter(None, [correction.reason, UNCHECKED])))
+
+
+@asynccontextmanager
+async def closing_once(pieces: AsyncGenerator[_T, None]) -> AsyncIterator[AsyncGenerator[_T, None]]:
+    """`contextlib.aclosing` for generators inside of generators.
+
+    Where a consumer just stops, asyncio closes each of them in a task of its own, and not the inner ones last.
+    """
+    try:
+        yield pieces
+    finally:
+        if not getattr(pieces, "ag_running", False):
+            await pieces.aclose()
 
 
 def woken(tickets: Sequence[Ticket], timeout: float | None) -> Iterator[None]:

@@ -20,6 +20,7 @@ os.environ |= {
     "LANGSMITH_TRACING": "false",
 }
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,14 @@ def prepared(tokenizer: Any) -> Any:
 
     prepare_tokenizer(tokenizer)
     return tokenizer
+
+
+@pytest.fixture
+def playing(prepared: Any) -> Callable[..., Any]:
+    """Makes an Aligner whose engine plays a text, token by token, as far as its `beats` were released."""
+    from playback import playing_aligner
+
+    return functools.partial(playing_aligner, prepared)
 
 
 @pytest.fixture(scope="session")

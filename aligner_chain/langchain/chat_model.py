@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Self
 from uuid import UUID
 
@@ -20,9 +20,11 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from aligner_chain import __version__
 from aligner_chain.errors import CapabilityError
+from aligner_chain.langchain.context import asilently, silent, silently
 from aligner_chain.langchain.corrector import AlignerCorrector
 from aligner_chain.langchain.jobs import CONFIGURABLE, Asked
 from aligner_chain.langchain.streams import HeldStream
+from aligner_chain.streaming import closing_once
 
 _INHERITED = ("cache", "rate_limiter", "output_version", "profile", "disable_streaming", "tags", "callbacks")
 _KEYS = tuple(spec.id for spec in CONFIGURABLE)
@@ -128,13 +130,14 @@ class AlignedChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         settings = _without_keys(kwargs)
-        if self.llm._should_stream(async_api=False, **settings):
-            result = generate_from_stream(self._raw(messages, stop, settings))
-        else:
-            # Without its run manager `llm` reports to nobody: there is one run, one count of tokens and no raw text.
-            result = self.llm._generate(messages, stop=stop, **settings)
-        asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
-        return _with_answers(result, self.corrector.correct_answers(asked, _answers(result, asked.run_id)))
+        with silent():
+            if self.llm._should_stream(async_api=False, **settings):
+                result = generate_from_stream(self._raw(messages, stop, settings))
+            else:
+                # Without its run manager `llm` reports to nobody: there is one run, one count of tokens, no raw text.
+                result = self.llm._generate(messages, stop=stop, **settings)
+            asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
+            return _with_answers(result, self.corrector.correct_answers(asked, _answers(result, asked.run_id)))
 
     async def _agenerate(
         self,
@@ -144,12 +147,13 @@ class AlignedChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         settings = _without_keys(kwargs)
-        if self.llm._should_stream(async_api=True, **settings):
-            result = await agenerate_from_stream(self._araw(messages, stop, settings))
-        else:
-            result = await self.llm._agenerate(messages, stop=stop, **settings)
-        asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
-        return _with_answers(result, await self.corrector.acorrect_answers(asked, _answers(result, asked.run_id)))
+        with silent():
+            if self.llm._should_stream(async_api=True, **settings):
+                result = await agenerate_from_stream(self._araw(messages, stop, settings))
+            else:
+                result = await self.llm._agenerate(messages, stop=stop, **settings)
+            asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
+            return _with_answers(result, await self.corrector.acorrect_answers(asked, _answers(result, asked.run_id)))
 
     def _stream(
         self,
@@ -158,13 +162,9 @@ class AlignedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        held, asked = HeldStream(), Asked(messages, _configurable(kwargs))
-        for chunk in self._raw(messages, stop, _without_keys(kwargs)):
-            for piece in held.add(_message(chunk)):
-                yield ChatGenerationChunk(message=piece)
-        if held.pieces:
-            for piece in self.corrector.stream_answer(asked, held):
-                yield ChatGenerationChunk(message=_as_chunk(piece))
+        asked = Asked(messages, _configurable(kwargs))
+        for piece in silently(self._pieces(asked, stop, _without_keys(kwargs))):
+            yield ChatGenerationChunk(message=_as_chunk(piece))
 
     async def _astream(
         self,
@@ -173,13 +173,31 @@ class AlignedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        held, asked = HeldStream(), Asked(messages, _configurable(kwargs))
-        async for chunk in self._araw(messages, stop, _without_keys(kwargs)):
-            for piece in held.add(_message(chunk)):
-                yield ChatGenerationChunk(message=piece)
-        if held.pieces:
-            async for piece in self.corrector.astream_answer(asked, held):
+        asked = Asked(messages, _configurable(kwargs))
+        async with closing_once(asilently(self._apieces(asked, stop, _without_keys(kwargs)))) as pieces:
+            async for piece in pieces:
                 yield ChatGenerationChunk(message=_as_chunk(piece))
+
+    def _pieces(
+        self, asked: Asked, stop: list[str] | None, settings: Mapping[str, Any]
+    ) -> Generator[AIMessage, None, None]:
+        held = HeldStream()
+        for chunk in self._raw(asked.messages, stop, settings):
+            yield from held.add(_message(chunk))
+        if held.pieces:
+            yield from self.corrector.stream_answer(asked, held)
+
+    async def _apieces(
+        self, asked: Asked, stop: list[str] | None, settings: Mapping[str, Any]
+    ) -> AsyncGenerator[AIMessage, None]:
+        held = HeldStream()
+        async for chunk in self._araw(asked.messages, stop, settings):
+            for piece in held.add(_message(chunk)):
+                yield piece
+        if held.pieces:
+            async with closing_once(self.corrector.astream_answer(asked, held)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     def _raw(
         self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]

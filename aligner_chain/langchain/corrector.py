@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_l
 from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
 from aligner_chain.serving import resolve_aligner
 from aligner_chain.shared import shared_aligner
+from aligner_chain.streaming import closing_once
 
 _Run = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
 
@@ -203,6 +204,13 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
             self._amany, inputs, config, return_exceptions=return_exceptions, **kwargs
         )
 
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:  # noqa: A002
+        yield from self.transform(iter([input]), config, **kwargs)
+
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:  # noqa: A002
+        async for piece in self.atransform(_one_piece(input), config, **kwargs):
+            yield piece
+
     def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:  # noqa: A002
         yield from self._transform_stream_with_config(input, self._streamed, config, **kwargs)
 
@@ -234,10 +242,11 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         """The pieces that are left to hand out of an answer whose own pieces were held back, outside any run."""
         yield from self._pieces(self._asked(asked, held.whole()), [], silent=held.released)
 
-    async def astream_answer(self, asked: Asked, held: HeldStream) -> AsyncIterator[AIMessage]:
+    async def astream_answer(self, asked: Asked, held: HeldStream) -> AsyncGenerator[AIMessage, None]:
         """The same for asyncio."""
-        async for piece in self._apieces(self._asked(asked, held.whole()), [], silent=held.released):
-            yield piece
+        async with closing_once(self._apieces(self._asked(asked, held.whole()), [], silent=held.released)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def _one(self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
         return _raise_or_return(*self._many([value], [run_manager], [config]))
@@ -284,8 +293,9 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
                 yield released
         if held.pieces:
             job = self._job(held.whole(), run_manager, config, held.ids())
-            async for out in self._apieces(job, [run_manager], silent=held.released):
-                yield out
+            async with closing_once(self._apieces(job, [run_manager], silent=held.released)) as left:
+                async for piece in left:
+                    yield piece
 
     def _pieces(self, job: Job, runs: Sequence[CallbackManagerForChainRun], *, silent: bool) -> Iterator[Any]:
         if not (self.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
@@ -305,14 +315,14 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
 
     async def _apieces(
         self, job: Job, runs: Sequence[AsyncCallbackManagerForChainRun], *, silent: bool
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         if not (self.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
             await self._asettle([job], runs)
             if not silent:
                 yield marked_last(_raise_or_return(self._result(job)))
             return
         out, aligner = StreamedAnswer(job.answer.given), await self._aaligner()
-        async with aclosing(astream_traced(aligner, job.exchange, runs, self.timeout)) as pieces:
+        async with closing_once(astream_traced(aligner, job.exchange, runs, self.timeout)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     yield out.piece(piece)
@@ -389,6 +399,10 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         if correction.error is not None and self.on_error == "raise":
             return correction.error
         return deliver(job.answer.given, correction, keep_original=self.keep_original)
+
+
+async def _one_piece(value: Any) -> AsyncIterator[Any]:
+    yield value
 
 
 def _served() -> str | None:

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableLambda
 
+from aligner_chain.langchain.context import hidden
 from aligner_chain.langchain.corrector import AlignerCorrector
-
-NO_STREAM = "nostream"
-"""The tag by which LangGraph leaves a model's run out of its message streams."""
 
 
 def aligner_node(
@@ -40,18 +38,20 @@ def aligner_node(
         builder.add_edge(START, "answer")
         ```
     """
-    # A step of its own, so that the tag reaches the model and not the corrector.
-    hidden = None if llm is None else llm.with_config(tags=[NO_STREAM])
 
-    def run(state: Any, config: RunnableConfig) -> dict[str, list[AIMessage]]:
-        messages = _messages(state, messages_key, answered=hidden is None)
-        asked = messages if hidden is None else [*messages, hidden.invoke(messages, config)]
-        return {messages_key: [corrector.invoke(asked, config)]}
+    def run(state: Any) -> dict[str, list[AIMessage]]:
+        messages = _messages(state, messages_key, answered=llm is None)
+        if llm is not None:
+            with hidden():
+                messages = [*messages, llm.invoke(messages)]
+        return {messages_key: [corrector.invoke(messages)]}
 
-    async def arun(state: Any, config: RunnableConfig) -> dict[str, list[AIMessage]]:
-        messages = _messages(state, messages_key, answered=hidden is None)
-        asked = messages if hidden is None else [*messages, await hidden.ainvoke(messages, config)]
-        return {messages_key: [await corrector.ainvoke(asked, config)]}
+    async def arun(state: Any) -> dict[str, list[AIMessage]]:
+        messages = _messages(state, messages_key, answered=llm is None)
+        if llm is not None:
+            with hidden():
+                messages = [*messages, await llm.ainvoke(messages)]
+        return {messages_key: [await corrector.ainvoke(messages)]}
 
     return RunnableLambda(run, arun, name="aligner_node")
 

@@ -62,7 +62,7 @@ CONFIGURABLE = (
 class Asked:
     """One prompt of a chat model, what the caller configured, and the model's run where it is known."""
 
-    messages: Sequence[BaseMessage]
+    messages: list[BaseMessage]
     configurable: Mapping[str, Any]
     run_id: UUID | None = None
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
@@ -89,6 +89,12 @@ class LocalChatModel(BaseChatModel):
             ConfigurationError: no upstream is served; the message lists the ways out.
         """
         return cls(None, **kwargs)
+
+    def bind_tools(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises `NotImplementedError`, as LangChain expects of a model without tools."""
+        raise NotImplementedError(
+            "LocalChatModel calls no tools. Give the agent a model that does, or none:  create_agent(model, tools=[])"
+        )
 
     @property
     def _llm_type(self) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
 
 from aligner_chain.errors import MissingExtraError
+from aligner_chain.langchain.context import hidden
 from aligner_chain.langchain.corrector import AlignerCorrector
-from aligner_chain.langchain.graph import NO_STREAM
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -50,7 +51,8 @@ class AlignerMiddleware(AgentMiddleware):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        response = handler(self._request(request))
+        with hidden() if self.hide_raw else nullcontext():
+            response = handler(request)
         place = _final_answer(response)
         if place is None:
             return response
@@ -59,18 +61,12 @@ class AlignerMiddleware(AgentMiddleware):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        response = await handler(self._request(request))
+        with hidden() if self.hide_raw else nullcontext():
+            response = await handler(request)
         place = _final_answer(response)
         if place is None:
             return response
         return _with_answer(response, place, await self.corrector.ainvoke(_conversation(request, response, place)))
-
-    def _request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        if not self.hide_raw:
-            return request
-        # A copy and not with_config, which would make something of it that is no chat model any more.
-        tags = [*(request.model.tags or []), NO_STREAM]
-        return request.override(model=request.model.model_copy(update={"tags": tags}))
 
 
 def _final_answer(response: ModelResponse[Any]) -> int | None:

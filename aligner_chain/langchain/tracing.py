@@ -6,7 +6,7 @@ It is the run of a text model: the run of a chat model would show as one more me
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing, closing
+from contextlib import closing
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -22,9 +22,11 @@ from langchain_core.outputs import Generation, LLMResult
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction, Exchange, uuid7
+from aligner_chain.langchain.context import NO_STREAM
 from aligner_chain.langchain.recorder import INTERNAL_TAG
+from aligner_chain.streaming import closing_once
 
-_TAGS = [INTERNAL_TAG, "nostream"]  # "nostream" keeps the run out of LangGraph's message streams.
+_TAGS = [INTERNAL_TAG, NO_STREAM]
 _SERIALIZED = {"name": "Aligner", "id": ["aligner_chain", "aligner", "Aligner"]}
 
 
@@ -101,7 +103,7 @@ async def astream_traced(
     """The same for asyncio."""
     runs = [await _astart(parent, exchange, aligner.identity) for parent in parents]
     try:
-        async with aclosing(aligner.astream(exchange, timeout=timeout)) as pieces:
+        async with closing_once(aligner.astream(exchange, timeout=timeout)) as pieces:
             async for piece in pieces:
                 for run in runs:
                     await (_aend(run, piece) if isinstance(piece, Correction) else run.on_llm_new_token(piece))

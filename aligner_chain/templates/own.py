@@ -80,7 +80,7 @@ class OwnTemplate(CorrectionTemplate):
         text, *criteria = _split(ids[1:], plain.added[BROKEN])
         _refuse_control(text, criteria, plain, tokenizer)
         corrected = spliced(text, plain, rendered.draft, rendered.answer)
-        return Parsed(keep=False, text=corrected, criteria=tuple(plain.decode(name) for name in criteria))
+        return Parsed(keep=False, text=corrected, criteria=tuple(dict.fromkeys(map(plain.decode, criteria))))
 
     def _certain(self, ids: Sequence[int], plain: PlainText, rendered: Rendered) -> str:
         text = _split(ids[1:], plain.added[BROKEN])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,9 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.prompts import ChatPromptTemplate
 
 from aligner_chain import Aligner, Correction, Exchange
+from aligner_chain.checkpoint import AlignerMetadata
+from aligner_chain.engines.base import Request, Ticket
+from aligner_chain.engines.scripted import ScriptedEngine
 from aligner_chain.langchain import AlignerCorrector
 from aligner_chain.langchain.recorder import recorder
 
@@ -146,6 +149,35 @@ def aligner(asked: list[Exchange]) -> Aligner:
 @pytest.fixture
 def corrector(aligner: Aligner, told: list[Correction]) -> AlignerCorrector:
     return AlignerCorrector(aligner, on_correction=told.append)
+
+
+class CountingEngine(ScriptedEngine):
+    """Notes how many requests each call brings."""
+
+    def __init__(self, script: Any) -> None:
+        super().__init__(script)
+        self.batches: list[int] = []
+
+    def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
+        self.batches.append(len(requests))
+        return super().submit(requests)
+
+
+@pytest.fixture
+def engine() -> CountingEngine:
+    def fix(exchange: Exchange) -> str:
+        if "crash" in exchange.answer:
+            raise RuntimeError("out of luck")
+        return exchange.answer.replace("bad", "good")
+
+    return CountingEngine(fix)
+
+
+@pytest.fixture
+def fixer(engine: CountingEngine, told: list[Correction]) -> AlignerCorrector:
+    """Corrects "bad" to "good"; fails on "crash"."""
+    aligner = Aligner(engine, metadata=AlignerMetadata(name="counting", version="1", template="scripted"))
+    return AlignerCorrector(aligner, question="q", on_correction=told.append)
 
 
 _CHAT_TEMPLATE = (

@@ -10,6 +10,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelResponse
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -149,6 +150,34 @@ async def test_events_hide_it_only_with_an_aligned_model(fixer: AlignerCorrector
     read = await by_events(FORMS[form](kind(), fixer))
     assert read.last == CORRECTED
     assert (RAW in read.shown) is (form not in HIDE_RAW_EVENTS)
+
+
+class Router(Upstream):
+    """Asks another model inside its own call, which then inherits what runs around it."""
+
+    inner: Any = None
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self.inner.invoke(messages))])
+
+
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS if form not in SHOW_RAW_MESSAGES | {"chain in a node, nostream"}]
+)
+async def test_what_a_model_asks_inside_is_hidden_too(fixer: AlignerCorrector, form: str) -> None:
+    graph = FORMS[form](Router(inner=StreamingUpstream()), fixer)
+    for way in (by_messages, by_amessages, by_v3_messages):
+        read = await way(graph)
+        assert (read.last, RAW in read.shown) == (CORRECTED, False)
+    assert RAW not in (await by_events(graph)).shown or form not in HIDE_RAW_EVENTS
+
+
+async def test_a_chat_model_as_the_aligner_is_hidden_too(told: list[Correction]) -> None:
+    replies = Upstream(reply="FIX\na good answer")
+    corrector = AlignerCorrector(Aligner.from_chat_model(replies), on_correction=told.append)
+    for form in HIDE_RAW_EVENTS:
+        read = await by_events(FORMS[form](StreamingUpstream(), corrector))
+        assert (read.last, RAW in read.shown) == (CORRECTED, False)
 
 
 @every_form

@@ -19,6 +19,7 @@ class Upstream(BaseChatModel):
     model_name: str = "upstream-1"
     asked: list[dict[str, Any]] = []  # noqa: RUF012  A pydantic field: each object has its own.
     generations: int = 1
+    reply: str = "a bad answer"
 
     @property
     def _llm_type(self) -> str:
@@ -32,7 +33,7 @@ class Upstream(BaseChatModel):
         self.asked.append(settings)
         call = messages[-1].text == "call"
         calls = [{"name": settings["tools"][0]["function"]["name"], "args": {"q": "bad"}, "id": "c1"}] if call else []
-        text = "a bad plan" if call else "a bad answer"
+        text = "a bad plan" if call else self.reply
         return AIMessage(text, tool_calls=calls, usage_metadata=USAGE, additional_kwargs={"kept": 1})
 
     def _generate(
