@@ -133,7 +133,7 @@ def test_own_targets_are_read_back(prepared: Any, answer: str, correction: str, 
     template, rendered = own(), own().render(Exchange.of("q", answer), prepared, window=None)
     *output, eos = template.target(prepared, correction, criteria)
     parsed = template.parse(output, prepared, rendered)
-    assert (parsed.keep, parsed.text, parsed.criteria) == (False, correction, tuple(criteria))
+    assert (parsed.keep, parsed.text, parsed.criteria) == (False, correction, tuple(dict.fromkeys(criteria)))
     assert eos == prepared.eos_token_id
     assert plain_text(prepared).control.intersection(output[1:]) <= {prepared.convert_tokens_to_ids("<|ac:broken|>")}
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import shutil
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +27,7 @@ from langchain_core.runnables import (
 from pydantic import BaseModel, ValidationError
 
 from aligner_chain import Aligner, AlignerNotConfiguredError, CheckpointError, Correction, Exchange, PromptNotFoundError
-from aligner_chain.errors import EngineError
+from aligner_chain.errors import CorrectionTimeoutError, EngineError
 from aligner_chain.exchange import Turn
 from aligner_chain.langchain import AlignerCorrector
 from aligner_chain.shared import shared_aligner
@@ -204,6 +208,94 @@ async def test_failure_passes_through(fixer: AlignerCorrector, told: list[Correc
     assert [c.outcome for c in told] == ["failed", "failed", "failed", "corrected"]
 
 
+async def test_a_timeout_is_a_failure(told: list[Correction]) -> None:
+    release = threading.Event()
+
+    def wait(exchange: Exchange) -> str:
+        release.wait(30)
+        return exchange.answer
+
+    settings: Any = {"question": "q", "timeout": 0.02, "on_correction": told.append}
+    slow = Aligner.scripted(wait)
+    with pytest.raises(CorrectionTimeoutError):
+        AlignerCorrector(slow, **settings).invoke("a")
+    passing = AlignerCorrector(slow, on_error="pass_through", **settings)
+    assert await passing.ainvoke("a") == "a"
+    assert list(passing.stream("a")) == ["a"]
+    assert [c.outcome for c in told] == ["failed"] * 3
+    with pytest.raises(ValidationError, match="greater than 0"):
+        AlignerCorrector(slow, timeout=0)
+    release.set()
+
+
+async def test_a_fallback_takes_over_where_the_corrector_raises(fixer: AlignerCorrector, aligner: Aligner) -> None:
+    """Around the corrector it answers with another Aligner; `pass_through` gives it nothing to do."""
+    chain = fixer.with_fallbacks([AlignerCorrector(aligner, question="q")])
+    assert chain.invoke("crash") == "<q|crash>"
+    assert await chain.abatch(["bad", "crash"]) == ["good", "<q|crash>"]
+    passing = AlignerCorrector(fixer.aligner, question="q", on_error="pass_through")
+    assert passing.with_fallbacks([AlignerCorrector(aligner, question="q")]).invoke("crash") == "crash"
+
+
+def test_a_retry_asks_the_aligner_again_and_records_each_try(told: list[Correction]) -> None:
+    tries: list[str] = []
+
+    def shaky(exchange: Exchange) -> str:
+        tries.append(exchange.answer)
+        if len(tries) == 1:
+            raise RuntimeError("out of luck")
+        return "good"
+
+    corrector = AlignerCorrector(Aligner.scripted(shaky), question="q", on_correction=told.append)
+    assert corrector.with_retry(wait_exponential_jitter=False).invoke("bad") == "good"
+    assert [c.outcome for c in told] == ["failed", "corrected"]
+
+
+async def test_turned_off_for_a_call(fixer: AlignerCorrector, told: list[Correction]) -> None:
+    off: Any = {"configurable": {"aligner_enabled": False}}
+    given = AIMessage("bad", id="1")
+    assert fixer.invoke(given, off) is given
+    assert await fixer.ainvoke("crash", off) == "crash"
+    assert fixer.batch(["bad", "bad"], [off, {}]) == ["bad", "good"]
+    assert [c.outcome for c in told] == ["skipped", "skipped", "skipped", "corrected"]
+    blind = AlignerCorrector(fixer.aligner, prompt_source="explicit", on_correction=told.append)
+    assert blind.invoke("bad", off) == "bad"
+    assert len(told) == 4  # nobody knows its question, so there is nothing to record
+    for wrong in ("no", 0):
+        with pytest.raises(TypeError, match="aligner_enabled"):
+            fixer.invoke("bad", {"configurable": {"aligner_enabled": wrong}})
+        with pytest.raises(TypeError, match="aligner_enabled"):
+            list(fixer.stream("bad", {"configurable": {"aligner_enabled": wrong}}))
+
+
+STRUCTURED = {
+    "a value": ('{"mood": "bad"}', '{"mood": "good"}', "corrected"),
+    "an item": ('["bad", "bad"]', '["good"]', "corrected"),
+    "a fence": ('```json\n{"mood": "bad"}\n```', '{"mood": "good"}', "corrected"),
+    "a lost key": ('{"mood": "bad", "why": "?"}', '{"mood": "good"}', "kept"),
+    "another kind": ('{"mood": "bad"}', '{"mood": 3}', "kept"),
+    "another inside": ('[{"mood": "bad"}]', '[{"tone": "good"}]', "kept"),
+    "not JSON": ('{"mood": "bad"}', "good", "kept"),
+    "broken JSON": ('{"mood": "bad"}', '{"mood": "good"', "kept"),
+}
+
+
+@pytest.mark.parametrize(("answer", "correction", "outcome"), STRUCTURED.values(), ids=STRUCTURED)
+async def test_structured_output_is_validated_on_request(
+    told: list[Correction], answer: str, correction: str, outcome: str
+) -> None:
+    settings: Any = {"question": "q", "on_correction": told.append}
+    aligner = Aligner.scripted(lambda exchange: correction)
+    corrector = AlignerCorrector(aligner, structured="validate", stream_unchecked=True, **settings)
+    served = correction if outcome == "corrected" else answer
+    assert corrector.invoke(answer) == served
+    assert "".join([piece async for piece in corrector.astream(answer)]) == served
+    assert [(c.outcome, c.text, bool(c.edits)) for c in told] == [(outcome, served, outcome == "corrected")] * 2
+    assert AlignerCorrector(aligner, **settings).invoke(answer) == answer
+    assert told[-1].reason == "the answer is structured output"
+    assert corrector.invoke("plain text") == correction  # only what is JSON must stay it
+
+
 def test_no_aligner_is_an_error_at_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGNER_MODEL", raising=False)
     monkeypatch.setenv("ALIGNER_HOME", str(tmp_path))
@@ -235,6 +327,34 @@ async def test_a_folder_is_loaded_once(
     AlignerCorrector(**settings).batch(["a"])
     assert [correction.aligner for correction in told] == ["tiny@1"] * 3
     assert shared_aligner(tiny_aligner) is shared_aligner(home / "aligner" / "1") is shared_aligner()
+
+
+def test_the_served_aligner_is_let_go_after_a_promotion(tiny_aligner: Path, serve: Any, tmp_path: Path) -> None:
+    home = serve("upstream@1", None)
+    (home / "aligner" / "1").rmdir()
+    shutil.copytree(tiny_aligner, home / "aligner" / "1")
+    corrector = AlignerCorrector(question="q", on_error="pass_through")
+    corrector.invoke("a")
+    first = weakref.ref(shared_aligner())
+    shutil.copytree(tiny_aligner, home / "aligner" / "2")
+    record = (home / "served.json").read_text().replace("aligner/1", "aligner/2")
+    (home / "served.json").write_text(record)
+    corrector.invoke("a")
+    gc.collect()
+    assert first() is None
+
+
+def test_a_cache_key_names_the_aligner_and_what_it_does(
+    aligner: Aligner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ALIGNER_MODEL", raising=False)
+    monkeypatch.setenv("ALIGNER_HOME", str(tmp_path))
+    settings = {"question": None, "structured": "skip"}
+    assert AlignerCorrector(aligner).identifying_params == {"aligner": "scripted@1", **settings}
+    assert AlignerCorrector("some/aligner").identifying_params == {"aligner": "some/aligner", **settings}
+    assert AlignerCorrector().identifying_params == {"aligner": "None", **settings}
+    monkeypatch.setenv("ALIGNER_MODEL", "named/aligner")
+    assert AlignerCorrector().identifying_params["aligner"] == "named/aligner"
 
 
 def test_unknown_settings_are_refused(aligner: Aligner) -> None:
