@@ -4,18 +4,23 @@ PYTHON := $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/ready
+FLOOR := .venv-floor
 
 # Nothing may be looked up or reported over the network once the environment is there; trainers do both unless told.
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint format soak clean
+.PHONY: demo test test-floor lint format soak clean
 
 demo: $(READY)
 	rm -rf demo-out
 	$(OFFLINE) $(BIN)/aligner-bootstrap demo --seed 10 --out demo-out
 
 test: $(READY)
-	$(OFFLINE) $(BIN)/python -m pytest -m "not soak"
+	$(OFFLINE) $(BIN)/python -m pytest -m "not soak" --benchmark-disable
+
+# The LangChain face on the lowest versions that pyproject.toml allows.
+test-floor: $(FLOOR)/ready
+	$(OFFLINE) $(FLOOR)/bin/python -m pytest tests/lc
 
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m soak
@@ -31,7 +36,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv dist build demo-out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(FLOOR) dist build demo-out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -39,4 +44,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt hatchling editables
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[agents,local,otel,collect,train,dev]'
+	touch $@
+
+$(FLOOR)/ready: pyproject.toml constraints.txt constraints-floor.txt
+	$(PYTHON) -m venv $(FLOOR)
+	grep -v '^#' constraints-floor.txt | cut -d= -f1 | sed 's/.*/^&==/' | grep -v -f - constraints.txt > $(FLOOR)/constraints.txt
+	cat constraints-floor.txt >> $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt hatchling editables
+	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt --no-build-isolation \
+		-e '.[agents,otel]' transformers opentelemetry-sdk hypothesis pytest pytest-asyncio pytest-socket
 	touch $@

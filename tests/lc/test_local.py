@@ -220,6 +220,7 @@ async def test_unknown_settings_are_refused(llm: LocalChatModel, upstream: Path)
 
 
 def test_a_missing_folder_is_an_error_at_the_first_call(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the lowest versions are tested without local models")
     llm = LocalChatModel(tmp_path / "missing")
     with pytest.raises(CheckpointError, match="missing"):
         llm.invoke("hello")

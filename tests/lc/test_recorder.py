@@ -23,6 +23,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda, RunnableParallel
 from langgraph.graph import MessagesState, StateGraph
+from versions import known_to
 
 from aligner_chain import AlignerError, Exchange, PromptNotFoundError
 from aligner_chain.exchange import Turn
@@ -269,7 +270,7 @@ def test_a_model_further_out_is_no_proof_for_a_changed_answer(
 def test_without_a_chain(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
     answer = models.Chat().invoke("q")
     assert corrector.invoke(answer).text == "<q|A(q)>"
-    assert corrector.invoke(loads(dumps(answer), allowed_objects="core")).text == "<q|A(q)>"
+    assert corrector.invoke(loads(dumps(answer), **known_to(loads, {"allowed_objects": "core"}))).text == "<q|A(q)>"
 
 
 def test_an_edited_copy_is_found_by_the_run_in_its_id(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
