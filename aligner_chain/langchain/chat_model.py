@@ -23,6 +23,7 @@ from aligner_chain.errors import CapabilityError
 from aligner_chain.langchain.context import asilently, silent, silently
 from aligner_chain.langchain.corrector import AlignerCorrector
 from aligner_chain.langchain.jobs import CONFIGURABLE, Asked
+from aligner_chain.langchain.messages import upstream_in
 from aligner_chain.langchain.streams import HeldStream
 from aligner_chain.streaming import closing_once
 
@@ -136,8 +137,9 @@ class AlignedChatModel(BaseChatModel):
             else:
                 # Without its run manager `llm` reports to nobody: there is one run, one count of tokens, no raw text.
                 result = self.llm._generate(messages, stop=stop, **settings)
-            asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
-            return _with_answers(result, self.corrector.correct_answers(asked, _answers(result, asked.run_id)))
+            run_id = run_manager.run_id if run_manager else None
+            asked = Asked(messages, _configurable(kwargs), run_id, _upstream(result))
+            return _with_answers(result, self.corrector.correct_answers(asked, _answers(result, run_id)))
 
     async def _agenerate(
         self,
@@ -152,8 +154,9 @@ class AlignedChatModel(BaseChatModel):
                 result = await agenerate_from_stream(self._araw(messages, stop, settings))
             else:
                 result = await self.llm._agenerate(messages, stop=stop, **settings)
-            asked = Asked(messages, _configurable(kwargs), run_manager.run_id if run_manager else None)
-            return _with_answers(result, await self.corrector.acorrect_answers(asked, _answers(result, asked.run_id)))
+            run_id = run_manager.run_id if run_manager else None
+            asked = Asked(messages, _configurable(kwargs), run_id, _upstream(result))
+            return _with_answers(result, await self.corrector.acorrect_answers(asked, _answers(result, run_id)))
 
     def _stream(
         self,
@@ -264,7 +267,7 @@ def _without_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answers(result: ChatResult, run_id: UUID | None) -> list[AIMessage]:
-    """The messages of a result with the id and the metadata that LangChain is going to give them, for the record."""
+    """The messages of a result, under the ids that LangChain is going to give them, for the record."""
     answers = []
     for place, generation in enumerate(result.generations):
         message = generation.message
@@ -272,10 +275,16 @@ def _answers(result: ChatResult, run_id: UUID | None) -> list[AIMessage]:
             raise TypeError(f"The chat model answered with a {type(message).__name__}, not with an AIMessage.")
         if message.id is None and run_id is not None:
             message.id = f"lc_run--{run_id}-{place}"
-        said = (result.llm_output or {}) if len(result.generations) == 1 else {}
-        message.response_metadata = {**said, **(generation.generation_info or {}), **message.response_metadata}
         answers.append(message)
     return answers
+
+
+def _upstream(result: ChatResult) -> str | None:
+    """The model that wrote the answers, which LangChain adds to a message only later."""
+    generation = result.generations[0]
+    return upstream_in(
+        {**(result.llm_output or {}), **(generation.generation_info or {}), **generation.message.response_metadata}
+    )
 
 
 def _with_answers(result: ChatResult, answers: Sequence[AIMessage]) -> ChatResult:
@@ -295,7 +304,10 @@ def _message(chunk: ChatGenerationChunk) -> BaseMessage:
 
 def _one_chunk(result: ChatResult) -> ChatGenerationChunk:
     """A whole result as the only piece of a stream."""
-    return ChatGenerationChunk(message=_as_chunk(_answers(result, None)[0]))
+    generation = result.generations[0]
+    chunk = _as_chunk(_answers(result, None)[0])
+    info = {**(result.llm_output or {}), **(generation.generation_info or {})}
+    return ChatGenerationChunk(message=chunk, generation_info=info or None)
 
 
 def _as_chunk(message: AIMessage) -> AIMessageChunk:

@@ -380,7 +380,7 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
 
     def _asked(self, asked: Asked, answer: AIMessage) -> Job:
         source = self._source({"configurable": dict(asked.configurable)})
-        return prepare([*asked.messages, answer], replace(source, upstream_run=asked.run_id))
+        return prepare([*asked.messages, answer], replace(source, run_id=asked.run_id, upstream=asked.upstream))
 
     def _source(self, config: RunnableConfig) -> Source:
         return Source(

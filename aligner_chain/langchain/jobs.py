@@ -20,7 +20,7 @@ from aligner_chain.langchain.messages import (
     run_id_of,
     same_shape,
     skip_reason,
-    upstream_of,
+    upstream_in,
 )
 from aligner_chain.langchain.recorder import PromptRecord, recorder
 
@@ -60,11 +60,12 @@ CONFIGURABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One prompt of a chat model, what the caller configured, and the model's run where it is known."""
+    """One prompt of a chat model, what the caller configured, and where they are known the model's run and name."""
 
     messages: list[BaseMessage]
     configurable: Mapping[str, Any]
     run_id: UUID | None = None
+    upstream: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +79,9 @@ class Source:
     parent: UUID | None = None
     """The run that the corrector runs in."""
     chunk_ids: Sequence[str] = ()
-    upstream_run: UUID | None = None
-    """The run that gave the answer, where the caller knows it."""
+    run_id: UUID | None = None
+    upstream: str | None = None
+    """The run and the model that gave the answer, where the caller knows them."""
 
     def configured(self, key: str, kind: type[_T]) -> _T | None:
         """What the caller configured under `key`.
@@ -169,8 +171,8 @@ def _skip_reason(given: AIMessage | str, source: Source) -> str:
 def _exchange(answer: Answer, source: Source) -> Exchange:
     message = answer.message
     message_id = message.id if message else None
-    run_id = source.upstream_run or run_id_of(message_id)
-    upstream = upstream_of(message) if message else None
+    run_id = source.run_id or run_id_of(message_id)
+    upstream = source.upstream or (upstream_in(message.response_metadata) if message else None)
     question = source.configured("aligner_question", str) or source.question or ""
     turns = answer.turns or known_turns([HumanMessage(question)])
     if not turns and answer.asked:

@@ -116,9 +116,8 @@ def run_id_of(message_id: str | None) -> UUID | None:
     return UUID(match.group(1)) if match else None
 
 
-def upstream_of(message: BaseMessage) -> str | None:
-    """The model that wrote the message: as `name@version` where it says so, else by the name its provider gives it."""
-    metadata = message.response_metadata
+def upstream_in(metadata: Mapping[str, Any]) -> str | None:
+    """The model that wrote an answer: as `name@version` where it says so, else by the name its provider gives it."""
     name = metadata.get("upstream") or metadata.get("model_name")
     return str(name) if name else None
 

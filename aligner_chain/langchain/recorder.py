@@ -30,7 +30,7 @@ from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from aligner_chain.exchange import Turn
-from aligner_chain.langchain.messages import known_turns, prompt_not_found, run_id_of, text_of, upstream_of
+from aligner_chain.langchain.messages import known_turns, prompt_not_found, run_id_of, text_of, upstream_in
 
 INTERNAL_TAG = "aligner:internal"
 """Marks the Aligner's own model runs, which are no answers to anybody's question."""
@@ -192,7 +192,7 @@ class PromptRecorder(BaseCallbackHandler):
             started,
             texts=tuple(generation.text for generation in generations),
             message_ids=tuple(message.id for message in messages if message.id),
-            upstream=next(map(upstream_of, messages), None),
+            upstream=next((upstream_in(message.response_metadata) for message in messages), None),
         )
         self._runs[record.run_id] = record
         for key in record.keys:
