@@ -136,7 +136,9 @@ class Aligner:
         with spans(self.identity, exchanges) as observed:
             jobs, tickets = self._start(exchanges, criteria, strength, timeout)
             try:
-                wait([ticket.future for ticket in tickets], timeout=timeout)
+                running = [ticket.future for ticket in tickets if not ticket.future.done()]
+                if running:
+                    wait(running, timeout=timeout)
             finally:
                 _cancel(tickets)
             corrections = [self._finish(job) for job in jobs]
@@ -234,13 +236,13 @@ class Aligner:
         stream: bool = False,
     ) -> tuple[list[_Job], list[Ticket]]:
         self._check_strength(strength)
-        blank = Request(
-            key="",
-            criteria=tuple(criteria or ()),
-            deadline_s=timeout if self.engine.capabilities.deadline else None,
-            stream=stream and self.engine.capabilities.stream,
-        )
-        jobs = [self._job(exchange, blank, (strength or 0.0) + self._caution) for exchange in exchanges]
+        can = self.engine.capabilities
+        asked = {
+            "criteria": tuple(criteria or ()),
+            "deadline_s": timeout if can.deadline else None,
+            "stream": stream and can.stream,
+        }
+        jobs = [self._job(exchange, asked, (strength or 0.0) + self._caution) for exchange in exchanges]
         running = [job for job in jobs if job.request is not None]
         try:
             tickets = list(self.engine.submit([job.request for job in running if job.request is not None]))
@@ -258,17 +260,17 @@ class Aligner:
                 "correct() without it, or train an Aligner with a verdict: aligner-bootstrap train-aligner."
             )
 
-    def _job(self, exchange: Exchange, blank: Request, strength: float) -> _Job:
+    def _job(self, exchange: Exchange, asked: Mapping[str, Any], strength: float) -> _Job:
         if not exchange.answer.strip():
             return _Job(exchange, settled=self._correction(exchange, "skipped", reason="the answer is empty"))
         if not exchange.question.strip():
             return _Job(exchange, settled=self._failed(exchange, _no_question()))
-        request = replace(blank, key=str(uuid7()), exchange=exchange)
+        request = Request(key=str(uuid7()), exchange=exchange, **asked)
         if self.template is None or self.tokenizer is None:
             return _Job(exchange, request)
         try:
             rendered = self.template.render(
-                exchange, self.tokenizer, window=self.engine.capabilities.window, criteria=blank.criteria
+                exchange, self.tokenizer, window=self.engine.capabilities.window, criteria=request.criteria
             )
         except CorrectionError as error:
             return _Job(exchange, settled=self._failed(exchange, error))

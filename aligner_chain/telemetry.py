@@ -51,13 +51,21 @@ def spans(model: str, exchanges: Sequence[Exchange]) -> Iterator[Spans]:
         raise
 
 
-@cache
 def _tracer() -> Any:
+    """The application's tracer, or None where it has set up none."""
+    trace = _api()
+    if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return None
+    return trace.get_tracer("aligner_chain")
+
+
+@cache
+def _api() -> Any:
     try:
         from opentelemetry import trace
     except ImportError:
         return None
-    return trace.get_tracer("aligner_chain")
+    return trace
 
 
 def _started(tracer: Any, model: str, exchange: Exchange) -> Any:

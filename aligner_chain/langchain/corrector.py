@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -277,7 +276,7 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
     def _streamed(
         self, pieces: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Any]:
-        held = HeldStream(released=not enabled(self._source(config)))
+        held = HeldStream(released=not enabled(self._source(config.get("configurable", {}))))
         for piece in pieces:
             yield from held.add(piece)
         if held.pieces:
@@ -287,7 +286,7 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
     async def _astreamed(
         self, pieces: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> AsyncIterator[Any]:
-        held = HeldStream(released=not enabled(self._source(config)))
+        held = HeldStream(released=not enabled(self._source(config.get("configurable", {}))))
         async for piece in pieces:
             for released in held.add(piece):
                 yield released
@@ -376,18 +375,19 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         return await run_in_executor(None, self._aligner)  # It may have to be loaded, which takes a while.
 
     def _job(self, value: Any, run: _Run, config: RunnableConfig, ids: Sequence[str] = ()) -> Job:
-        return prepare(value, replace(self._source(config), parent=run.parent_run_id, chunk_ids=ids))
+        return prepare(value, self._source(config.get("configurable", {}), parent=run.parent_run_id, chunk_ids=ids))
 
     def _asked(self, asked: Asked, answer: AIMessage) -> Job:
-        source = self._source({"configurable": dict(asked.configurable)})
-        return prepare([*asked.messages, answer], replace(source, run_id=asked.run_id, upstream=asked.upstream))
+        source = self._source(asked.configurable, run_id=asked.run_id, upstream=asked.upstream)
+        return prepare([*asked.messages, answer], source)
 
-    def _source(self, config: RunnableConfig) -> Source:
+    def _source(self, configurable: Mapping[str, Any], **known: Any) -> Source:
         return Source(
-            configurable=config.get("configurable", {}),
+            configurable=configurable,
             question=self.question,
             prompt_source=self.prompt_source,
             structured=self.structured,
+            **known,
         )
 
     def _result(self, job: Job) -> Any:

@@ -14,6 +14,7 @@ from aligner_chain.errors import PromptNotFoundError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.langchain.messages import (
     Answer,
+    is_structured,
     known_turns,
     prompt_not_found,
     read_answer,
@@ -138,7 +139,7 @@ def prepare(value: object, source: Source) -> Job:
     except (TypeError, PromptNotFoundError) as error:
         job.error = error
     if job.answer:
-        job.structured = job.structured and same_shape(job.answer.text, job.answer.text)
+        job.structured = job.structured and is_structured(job.answer.text)
     if job.answer and reason:
         job.error = None  # What is not going to be corrected needs no question; there is then no record of it either.
         if job.exchange:

@@ -31,15 +31,16 @@ from aligner_chain.exchange import Correction, Turn
 METADATA_KEY = "aligner"
 """Where `response_metadata` tells what became of the answer."""
 
-_ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
-    (HumanMessage, "user"),
-    (AIMessage, "assistant"),
-    (SystemMessage, "system"),
-    (ToolMessage, "tool"),
-    (FunctionMessage, "tool"),
-)
+_ROLE_OF: dict[type[BaseMessage], str] = {
+    HumanMessage: "user",
+    AIMessage: "assistant",
+    SystemMessage: "system",
+    ToolMessage: "tool",
+    FunctionMessage: "tool",
+}
 _RUN_ID = re.compile(r"run-{1,2}([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+_STRUCTURED = ("{", "[", "`")
 _OF_THE_ORIGINAL = ("annotations", "citations", "logprobs")
 """What describes the tokens and characters of a text and is wrong for another one."""
 
@@ -96,18 +97,25 @@ def read_answer(value: object) -> Answer:
 
 def turns_of(messages: Iterable[BaseMessage]) -> tuple[Turn, ...]:
     """The text of each message, with its role in the words of `Turn`."""
-    return tuple(Turn(role=_role(message), text=text_of(message)) for message in messages)
+    return tuple(Turn(role=role_of(message), text=text_of(message)) for message in messages)
+
+
+def worded(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """The turns that hold text, or none where the user said nothing in words: such a question is not known."""
+    spoken = tuple(turn for turn in turns if turn.text.strip())
+    return spoken if any(turn.role == "user" for turn in spoken) else ()
 
 
 def known_turns(messages: Iterable[BaseMessage]) -> tuple[Turn, ...]:
-    """The turns that hold text, or none where the user said nothing in words: such a question is not known."""
-    turns = tuple(turn for turn in turns_of(messages) if turn.text.strip())
-    return turns if any(turn.role == "user" for turn in turns) else ()
+    """What messages ask in words."""
+    return worded(turns_of(messages))
 
 
 def text_of(answer: BaseMessage | str) -> str:
     """The text of a message, without its other blocks."""
-    return str(answer.text if isinstance(answer, BaseMessage) else answer)
+    if isinstance(answer, str):
+        return str(answer)
+    return answer.content if isinstance(answer.content, str) else str(answer.text)
 
 
 def run_id_of(message_id: str | None) -> UUID | None:
@@ -132,7 +140,7 @@ def skip_reason(answer: AIMessage | str, *, structured: bool = True) -> str:
         return "the answer is empty"
     if isinstance(answer, AIMessage) and "parsed" in answer.additional_kwargs:
         return "the answer is structured output that was parsed already"
-    if structured and same_shape(text_of(answer), text_of(answer)):
+    if structured and is_structured(text_of(answer)):
         return "the answer is structured output"
     if isinstance(answer, AIMessage) and _is_interleaved(answer.content):
         return "the text stands on both sides of other content"
@@ -144,6 +152,11 @@ def calls_tools(message: AIMessage) -> bool:
     pieces = message.tool_call_chunks if isinstance(message, AIMessageChunk) else ()
     called = message.tool_calls or message.invalid_tool_calls or pieces
     return bool(called or "function_call" in message.additional_kwargs)
+
+
+def is_structured(text: str) -> bool:
+    """Whether a text is a JSON object or array, bare or fenced."""
+    return text.lstrip()[:1] in _STRUCTURED and same_shape(text, text)
 
 
 def same_shape(answer: str, correction: str) -> bool:
@@ -211,10 +224,14 @@ def _unreadable(value: object) -> TypeError:
     return TypeError(f"This {type(value).__name__}{keys} holds no answer to correct. {_READABLE}")
 
 
-def _role(message: BaseMessage) -> str:
+def role_of(message: BaseMessage) -> str:
+    """The role in the words of `Turn`, or the one that a `ChatMessage` names."""
+    known = _ROLE_OF.get(type(message))
+    if known is not None:
+        return known
     if isinstance(message, ChatMessage):
         return message.role
-    return next((role for kind, role in _ROLES if isinstance(message, kind)), message.type)
+    return next((role for kind, role in _ROLE_OF.items() if isinstance(message, kind)), message.type)
 
 
 def _json(text: str) -> Any:

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -30,7 +29,7 @@ from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from aligner_chain.exchange import Turn
-from aligner_chain.langchain.messages import known_turns, prompt_not_found, run_id_of, text_of, upstream_in
+from aligner_chain.langchain.messages import prompt_not_found, role_of, run_id_of, text_of, upstream_in, worded
 
 INTERNAL_TAG = "aligner:internal"
 """Marks the Aligner's own model runs, which are no answers to anybody's question."""
@@ -45,21 +44,38 @@ MOST_LEVELS = 100
 """Runs around a model run that are looked at, so that a caller's repeated run id cannot make an endless circle."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptRecord:
-    """One model run as text. `ancestors` are the runs around it, the nearest first."""
+_Asked = tuple[tuple[str, str], ...]
+_OF_A_RUN = ("lc_run-", "run-")
+_Key = TypeVar("_Key", int, str)
 
-    run_id: UUID
-    turns: tuple[Turn, ...]
-    ancestors: tuple[UUID, ...]
+
+class PromptRecord(NamedTuple):
+    """One model run as text. `ancestors` are the runs around it, the nearest first.
+
+    Runs are known by the number of their UUID, whose hash costs a fraction of the UUID's own; `asked` holds a role and a
+    text for each message. This is made in every run of a model, and read in few.
+    """
+
+    run: int
+    asked: _Asked
+    ancestors: tuple[int, ...]
     texts: tuple[str, ...] = ()
     message_ids: tuple[str, ...] = ()
     upstream: str | None = None
 
     @property
-    def keys(self) -> tuple[UUID | str, ...]:
-        """What the record is found by."""
-        return self.ancestors + self.message_ids
+    def run_id(self) -> UUID:
+        return UUID(int=self.run)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What was asked; nothing where no user said anything in words."""
+        return worded(Turn(role=role, text=text) for role, text in self.asked)
+
+    @property
+    def root(self) -> int | None:
+        """The outermost of the runs around it."""
+        return self.ancestors[-1] if self.ancestors else None
 
 
 class PromptRecorder(BaseCallbackHandler):
@@ -69,18 +85,19 @@ class PromptRecorder(BaseCallbackHandler):
 
     def __init__(self, *, kept_runs: int = KEPT_RUNS, most_runs: int = MOST_RUNS) -> None:
         self.kept_runs, self.most_runs = kept_runs, most_runs
-        # Reentrant, because the death of a message may call back while this thread holds it.
+        # Single steps on a dict need no lock. Reentrant, as the death of a message may call back while it is held.
         self._lock = threading.RLock()
         self.clear()
 
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:
-            self._parents: OrderedDict[UUID, UUID | None] = OrderedDict()  # chains and tools that have not ended
-            self._open: OrderedDict[UUID, PromptRecord] = OrderedDict()  # model runs that have not ended
-            self._runs: OrderedDict[UUID, PromptRecord] = OrderedDict()
-            self._settled: OrderedDict[UUID, PromptRecord] = OrderedDict()  # those of `_runs` whose root has ended
-            self._index: dict[UUID | str, dict[UUID, PromptRecord]] = {}  # by each ancestor and each message id
+            self._parents: dict[int, int | None] = {}  # chains and tools that have not ended
+            self._open: dict[int, tuple[_Asked, tuple[int, ...]]] = {}  # model runs that have not ended, with ancestors
+            self._runs: dict[int, PromptRecord] = {}
+            self._settled: deque[PromptRecord] = deque()  # those of `_runs` whose root has ended
+            self._families: dict[int, dict[int, PromptRecord]] = {}  # by the root
+            self._named: dict[str, dict[int, PromptRecord]] = {}  # by an id that the provider gave
             # By id(), because messages are not hashable; the reference tells whether it still is the same object.
             self._living: dict[int, tuple[weakref.ref[BaseMessage], PromptRecord]] = {}
 
@@ -106,7 +123,7 @@ class PromptRecorder(BaseCallbackHandler):
         """
         with self._lock:
             record = self._of_message(answer, ids) if isinstance(answer, BaseMessage) else None
-            record = record or self._in_scope(text_of(answer), parent)
+            record = record or self._in_scope(text_of(answer), None if parent is None else parent.int)
         if not record.turns:
             raise prompt_not_found("wordless")
         return record
@@ -116,93 +133,111 @@ class PromptRecorder(BaseCallbackHandler):
         if reference is not None and reference() is message:
             return record
         for run_id in filter(None, map(run_id_of, (*ids, message.id))):
-            if run_id in self._runs:
-                return self._runs[run_id]
+            if run_id.int in self._runs:
+                return self._runs[run_id.int]
         text = text_of(message)
-        same = [record for record in self._index.get(message.id or "", {}).values() if text in record.texts]
-        return same[-1] if len({record.turns for record in same}) == 1 else None
+        same = [record for record in self._named.get(message.id or "", {}).values() if text in record.texts]
+        return same[-1] if len({record.asked for record in same}) == 1 else None
 
-    def _in_scope(self, text: str, parent: UUID | None) -> PromptRecord:
-        for ancestor in self._lineage(parent):
-            family = self._index.get(ancestor, {}).values()
-            candidates: Collection[PromptRecord] = [record for record in family if text in record.texts]
+    def _in_scope(self, text: str, parent: int | None) -> PromptRecord:
+        lineage = self._lineage(parent)
+        family = self._families.get(lineage[-1], {}).values() if lineage else ()
+        for ancestor in lineage:
+            within = [record for record in family if ancestor in record.ancestors]
+            candidates = [record for record in within if text in record.texts]
             if not candidates and ancestor == parent:
-                candidates = family
-            if len({record.turns for record in candidates}) > 1:
+                candidates = within
+            if len({record.asked for record in candidates}) > 1:
                 raise prompt_not_found("ambiguous")
             if candidates:
-                return list(candidates)[-1]
+                return candidates[-1]
         raise prompt_not_found("unknown")
 
-    def _lineage(self, run_id: UUID | None) -> Iterator[UUID]:
-        for _ in range(MOST_LEVELS):
-            if run_id is None:
-                return
-            yield run_id
-            run_id = self._parents.get(run_id)
+    def _lineage(self, run: int | None) -> tuple[int, ...]:
+        runs: list[int] = []
+        while run is not None and len(runs) < MOST_LEVELS:
+            runs.append(run)
+            run = self._parents.get(run)
+        return tuple(runs)
 
     def on_chain_start(self, *_: Any, run_id: UUID, parent_run_id: UUID | None = None, **__: Any) -> None:
-        with self._lock:
-            self._parents[run_id] = parent_run_id
-            if len(self._parents) > self.most_runs:  # Only where chains were abandoned without an end.
+        self._parents[run_id.int] = None if parent_run_id is None else parent_run_id.int
+        if len(self._parents) > self.most_runs:  # Only where chains were abandoned without an end.
+            with self._lock:
                 self._close(next(iter(self._parents)))
 
     def on_chain_end(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        with self._lock:
-            self._close(run_id)
+        self._close(run_id.int)
 
     on_tool_start = on_chain_start
     on_chain_error = on_tool_end = on_tool_error = on_chain_end
 
-    def on_chat_model_start(self, serialized: Any, messages: list[list[BaseMessage]], **run: Any) -> None:
-        self._start(known_turns(messages[0]), **run)
-
-    def on_llm_start(self, serialized: Any, prompts: list[str], **run: Any) -> None:
-        self._start((Turn(role="user", text=prompts[0]),), **run)
-
-    def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        with self._lock:
-            self._open.pop(run_id, None)
-
-    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
-        with self._lock:
-            if started := self._open.pop(run_id, None):
-                self._finish(started, [generation for row in response.generations for generation in row])
-
-    def _start(
+    def on_chat_model_start(
         self,
-        turns: tuple[Turn, ...],
+        serialized: Any,
+        messages: list[list[BaseMessage]],
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
         tags: Sequence[str] | None = None,
         **_: Any,
     ) -> None:
-        if INTERNAL_TAG in (tags or ()):
-            return
-        with self._lock:
-            ancestors = tuple(self._lineage(parent_run_id))
-            self._open[run_id] = PromptRecord(run_id=run_id, turns=turns, ancestors=ancestors)
-            if len(self._open) > self.most_runs:
-                self._open.popitem(last=False)
+        if not tags or INTERNAL_TAG not in tags:
+            self._start(tuple([(role_of(message), text_of(message)) for message in messages[0]]), run_id, parent_run_id)
 
-    def _finish(self, started: PromptRecord, generations: list[Generation]) -> None:
+    def on_llm_start(
+        self,
+        serialized: Any,
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: Sequence[str] | None = None,
+        **_: Any,
+    ) -> None:
+        if not tags or INTERNAL_TAG not in tags:
+            self._start((("user", prompts[0]),), run_id, parent_run_id)
+
+    def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self._open.pop(run_id.int, None)
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
+        rows, started = response.generations, self._open.pop(run_id.int, None)
+        if started is not None:
+            with self._lock:
+                self._finish(run_id.int, *started, rows[0] if len(rows) == 1 else [one for row in rows for one in row])
+
+    def _start(self, asked: _Asked, run_id: UUID, parent: UUID | None) -> None:
+        self._open[run_id.int] = asked, self._lineage(parent.int) if parent is not None else ()
+        if len(self._open) > self.most_runs:
+            with self._lock:
+                self._open.pop(next(iter(self._open)))
+
+    def _finish(self, run: int, asked: _Asked, ancestors: tuple[int, ...], generations: Sequence[Generation]) -> None:
         messages = [generation.message for generation in generations if isinstance(generation, ChatGeneration)]
-        record = replace(
-            started,
-            texts=tuple(generation.text for generation in generations),
-            message_ids=tuple(message.id for message in messages if message.id),
-            upstream=next((upstream_in(message.response_metadata) for message in messages), None),
+        record = PromptRecord(
+            run,
+            asked,
+            ancestors,
+            tuple([generation.text for generation in generations]),
+            # An id that LangChain made of the run's needs no index of its own.
+            tuple([message.id for message in messages if message.id and not message.id.startswith(_OF_A_RUN)]),
+            upstream_in(messages[0].response_metadata) if messages else None,
         )
-        self._runs[record.run_id] = record
-        for key in record.keys:
-            self._index.setdefault(key, {})[record.run_id] = record
+        self._remember(record)
         for message in messages:
             self._keep_while_alive(message, record)
-        if not record.ancestors or record.ancestors[-1] not in self._parents:
+        if record.root not in self._parents:
             self._settle(record)
         if len(self._runs) > self.most_runs:
             self._forget(next(iter(self._runs.values())))
+
+    def _remember(self, record: PromptRecord) -> None:
+        self._runs[record.run] = record
+        if record.root is not None:
+            self._families.setdefault(record.root, {})[record.run] = record
+        for message_id in record.message_ids:
+            self._named.setdefault(message_id, {})[record.run] = record
 
     def _keep_while_alive(self, message: BaseMessage, record: PromptRecord) -> None:
         key, living = id(message), self._living
@@ -213,25 +248,32 @@ class PromptRecorder(BaseCallbackHandler):
 
         living[key] = (weakref.ref(message, forget), record)
 
-    def _close(self, run_id: UUID) -> None:
-        self._parents.pop(run_id, None)
-        for record in list(self._index.get(run_id, {}).values()):
-            if record.ancestors[-1] == run_id:
-                self._settle(record)
+    def _close(self, run: int) -> None:
+        # Before the look at the family, because `_finish` looks the other way round: one of them sees the other.
+        self._parents.pop(run, None)
+        if run in self._families:
+            with self._lock:
+                for record in list(self._families.get(run, {}).values()):
+                    self._settle(record)
 
     def _settle(self, record: PromptRecord) -> None:
-        self._settled[record.run_id] = record
-        while len(self._settled) > self.kept_runs:
-            self._forget(next(iter(self._settled.values())))
+        self._settled.append(record)
+        if len(self._settled) > self.kept_runs:
+            self._forget(self._settled.popleft())
 
     def _forget(self, record: PromptRecord) -> None:
-        self._runs.pop(record.run_id, None)
-        self._settled.pop(record.run_id, None)
-        for key in record.keys:
-            entries = self._index.get(key, {})
-            entries.pop(record.run_id, None)
-            if not entries:
-                self._index.pop(key, None)
+        self._runs.pop(record.run, None)
+        if record.root is not None:
+            _drop(self._families, record.root, record)
+        for message_id in record.message_ids:
+            _drop(self._named, message_id, record)
+
+
+def _drop(index: dict[_Key, dict[int, PromptRecord]], key: _Key, record: PromptRecord) -> None:
+    entries = index.get(key, {})
+    entries.pop(record.run, None)
+    if not entries:
+        index.pop(key, None)
 
 
 def recorder() -> PromptRecorder:
