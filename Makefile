@@ -9,7 +9,10 @@ FLOOR := .venv-floor
 # Nothing may be looked up or reported over the network once the environment is there; trainers do both unless told.
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-floor lint format soak clean
+# Each kernel of a notebook takes one thread for tiny models, of which more only wait for each other.
+QUIET := OMP_NUM_THREADS=1
+
+.PHONY: demo test test-floor notebooks lint format soak clean
 
 demo: $(READY)
 	rm -rf demo-out
@@ -25,6 +28,14 @@ test-floor: $(FLOOR)/ready
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m soak
 
+# Needs the small trained home of `demo --quick`, made once (a minute and a half) and kept until `make clean`.
+notebooks: demo-quick/figures.json
+	ALIGNER_HOME=$(CURDIR)/demo-quick/home $(QUIET) $(OFFLINE) $(BIN)/python notebooks/execute.py
+
+demo-quick/figures.json: | $(READY)
+	rm -rf demo-quick
+	$(OFFLINE) $(BIN)/aligner-bootstrap demo --quick --seed 10 --out demo-quick
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,7 +47,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(FLOOR) dist build demo-out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(FLOOR) dist build demo-out demo-quick .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -305,7 +305,8 @@ class Aligner:
         notes = "; ".join(job.rendered.notes) if job.rendered is not None else ""
         given = {"usage": generation.usage, "scores": _scores(job, generation)}
         if parsed.keep or parsed.text == answer:
-            return self._correction(job.exchange, "approved", reason=notes, **given)
+            copied = "" if parsed.keep else "written again without a change"
+            return self._correction(job.exchange, "approved", reason="; ".join(filter(None, [notes, copied])), **given)
         if not parsed.text.strip():
             return self._correction(job.exchange, "kept", reason="the correction was empty", **given)
         corrected = self._correction(job.exchange, "corrected", reason=notes, criteria=parsed.criteria, **given)

@@ -53,7 +53,8 @@ _REMEDIES = """Give the question in one of these ways:
 - chain.invoke(..., config={"configurable": {"aligner_question": question}})
 - corrector.invoke({"question": question, "answer": answer})
 - corrector.invoke({"messages": [*prompt_messages, answer_message]})
-- AlignerCorrector(question=question), where it is always the same"""
+- AlignerCorrector(question=question), where it is always the same
+- AlignedChatModel(llm=llm) in place of llm | corrector, since a chat model knows its own prompt"""
 
 _READABLE = """AlignerCorrector reads an AIMessage, a str, {"question": ..., "answer": ...}, {"messages": [..., AIMessage]} \
 or a list of messages that ends in an AIMessage.

@@ -209,6 +209,11 @@ def test_an_image_is_refused(llm: LocalChatModel) -> None:
     assert llm.invoke([HumanMessage("hello"), thought, HumanMessage("and?")]).text
 
 
+def test_tools_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match=r"create_agent\(model, tools=\[\]\)"):
+        LocalChatModel(tmp_path).bind_tools([print])
+
+
 async def test_unknown_settings_are_refused(llm: LocalChatModel, upstream: Path) -> None:
     with pytest.raises(ConfigurationError, match="top_p"):
         llm.invoke("hello", top_p=0.5)

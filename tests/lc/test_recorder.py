@@ -401,7 +401,8 @@ def test_memory_is_bounded(models: SimpleNamespace, prompt: ChatPromptTemplate, 
         (prompt | models.Chat(failures=1) | corrector).invoke({"q": "q"})
     gc.collect()
     assert recorder().counts() == {"chains": 0, "open": 0, "runs": recorder().kept_runs, "living": 0}
-    assert len(recorder()._index) <= 8 * recorder().kept_runs
+    assert len(recorder()._families) <= recorder().kept_runs
+    assert recorder()._named == {}
 
 
 def test_what_never_ends_is_bounded_too() -> None:

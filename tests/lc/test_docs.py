@@ -1,0 +1,26 @@
+"""The examples of docs/langchain.md, one after the other, as a reader would type them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upstreams import StreamingUpstream
+
+PAGE = Path(__file__).parents[2] / "docs" / "langchain.md"
+
+
+def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"llm": StreamingUpstream()}
+    for example in examples:
+        exec(compile(example, str(PAGE), "exec"), names)
+    assert len(examples) == 8
+    assert (
+        capsys.readouterr().out
+        == "a good answer corrected\n" + "a good answer" * 2 + "\na good answer\na good answer\n"
+    )
+    assert names["agent"].invoke({"messages": [("human", "q")]})["messages"][-1].text == "a good answer"
+    assert names["twice"].invoke({"question": "q", "answer": "bad"}).text == "good"
