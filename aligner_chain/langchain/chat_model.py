@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from aligner_chain import __version__
 from aligner_chain.errors import CapabilityError
 from aligner_chain.langchain.context import asilently, silent, silently
+from aligner_chain.langchain.correcting import Correcting, raise_or_return
 from aligner_chain.langchain.corrector import AlignerCorrector
 from aligner_chain.langchain.jobs import CONFIGURABLE, Asked
 from aligner_chain.langchain.messages import upstream_in
@@ -139,7 +140,10 @@ class AlignedChatModel(BaseChatModel):
                 result = self.llm._generate(messages, stop=stop, **settings)
             run_id = run_manager.run_id if run_manager else None
             asked = Asked(messages, _configurable(kwargs), run_id, _upstream(result))
-            return _with_answers(result, self.corrector.correct_answers(asked, _answers(result, run_id)))
+            correcting = Correcting(self.corrector)
+            jobs = [correcting.answer(asked, answer) for answer in _answers(result, run_id)]
+            correcting.settle(jobs)
+            return _with_answers(result, [raise_or_return(correcting.result(job)) for job in jobs])
 
     async def _agenerate(
         self,
@@ -156,7 +160,10 @@ class AlignedChatModel(BaseChatModel):
                 result = await self.llm._agenerate(messages, stop=stop, **settings)
             run_id = run_manager.run_id if run_manager else None
             asked = Asked(messages, _configurable(kwargs), run_id, _upstream(result))
-            return _with_answers(result, await self.corrector.acorrect_answers(asked, _answers(result, run_id)))
+            correcting = Correcting(self.corrector)
+            jobs = [correcting.answer(asked, answer) for answer in _answers(result, run_id)]
+            await correcting.asettle(jobs)
+            return _with_answers(result, [raise_or_return(correcting.result(job)) for job in jobs])
 
     def _stream(
         self,
@@ -188,7 +195,8 @@ class AlignedChatModel(BaseChatModel):
         for chunk in self._raw(asked.messages, stop, settings):
             yield from held.add(_message(chunk))
         if held.pieces:
-            yield from self.corrector.stream_answer(asked, held)
+            correcting = Correcting(self.corrector)
+            yield from correcting.pieces(correcting.answer(asked, held.whole()), silent=held.released)
 
     async def _apieces(
         self, asked: Asked, stop: list[str] | None, settings: Mapping[str, Any]
@@ -198,7 +206,9 @@ class AlignedChatModel(BaseChatModel):
             for piece in held.add(_message(chunk)):
                 yield piece
         if held.pieces:
-            async with closing_once(self.corrector.astream_answer(asked, held)) as pieces:
+            correcting = Correcting(self.corrector)
+            job = correcting.answer(asked, held.whole())
+            async with closing_once(correcting.apieces(job, silent=held.released)) as pieces:
                 async for piece in pieces:
                     yield piece
 

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import ConfigDict, Field, field_validator
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.exchange import Correction
 from aligner_chain.hook import CorrectionHook
-from aligner_chain.langchain.jobs import (
-    CONFIGURABLE,
-    Asked,
-    Job,
-    Source,
-    Structured,
-    enabled,
-    prepare,
-    waiting_for_aligner,
-)
-from aligner_chain.langchain.messages import deliver, summary
+from aligner_chain.langchain.correcting import Correcting, raise_or_return
+from aligner_chain.langchain.jobs import CONFIGURABLE, Structured
 from aligner_chain.langchain.recorder import recorder
-from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
-from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
 from aligner_chain.serving import resolve_aligner
-from aligner_chain.shared import shared_aligner
 from aligner_chain.streaming import closing_once
-
-_Run = CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
 
 
 class AlignerCorrector(RunnableSerializable[Any, Any]):
@@ -222,36 +205,11 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         async for piece in self._atransform_stream_with_config(input, self._astreamed, config, **kwargs):
             yield piece
 
-    def correct_answers(self, asked: Asked, answers: Sequence[AIMessage]) -> list[AIMessage]:
-        """Corrects a model's answers to one prompt, outside any run: for what wraps a model instead of following it.
-
-        Raises what `invoke` raises.
-        """
-        jobs = [self._asked(asked, answer) for answer in answers]
-        self._settle(jobs, [])
-        return [_raise_or_return(self._result(job)) for job in jobs]
-
-    async def acorrect_answers(self, asked: Asked, answers: Sequence[AIMessage]) -> list[AIMessage]:
-        """The same for asyncio."""
-        jobs = [self._asked(asked, answer) for answer in answers]
-        await self._asettle(jobs, [])
-        return [_raise_or_return(self._result(job)) for job in jobs]
-
-    def stream_answer(self, asked: Asked, held: HeldStream) -> Iterator[AIMessage]:
-        """The pieces that are left to hand out of an answer whose own pieces were held back, outside any run."""
-        yield from self._pieces(self._asked(asked, held.whole()), [], silent=held.released)
-
-    async def astream_answer(self, asked: Asked, held: HeldStream) -> AsyncGenerator[AIMessage, None]:
-        """The same for asyncio."""
-        async with closing_once(self._apieces(self._asked(asked, held.whole()), [], silent=held.released)) as pieces:
-            async for piece in pieces:
-                yield piece
-
     def _one(self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
-        return _raise_or_return(*self._many([value], [run_manager], [config]))
+        return raise_or_return(*self._many([value], [run_manager], [config]))
 
     async def _aone(self, value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig) -> Any:
-        return _raise_or_return(*await self._amany([value], [run_manager], [config]))
+        return raise_or_return(*await self._amany([value], [run_manager], [config]))
 
     def _many(
         self,
@@ -259,9 +217,10 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         run_manager: Sequence[CallbackManagerForChainRun],
         config: Sequence[RunnableConfig],
     ) -> list[Any]:
-        jobs = list(map(self._job, values, run_manager, config))
-        self._settle(jobs, run_manager)
-        return list(map(self._result, jobs))
+        correcting = Correcting(self)
+        jobs = list(map(correcting.job, values, run_manager, config))
+        correcting.settle(jobs, run_manager)
+        return list(map(correcting.result, jobs))
 
     async def _amany(
         self,
@@ -269,136 +228,35 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         run_manager: Sequence[AsyncCallbackManagerForChainRun],
         config: Sequence[RunnableConfig],
     ) -> list[Any]:
-        jobs = list(map(self._job, values, run_manager, config))
-        await self._asettle(jobs, run_manager)
-        return list(map(self._result, jobs))
+        correcting = Correcting(self)
+        jobs = list(map(correcting.job, values, run_manager, config))
+        await correcting.asettle(jobs, run_manager)
+        return list(map(correcting.result, jobs))
 
     def _streamed(
         self, pieces: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Any]:
-        held = HeldStream(released=not enabled(self._source(config.get("configurable", {}))))
+        correcting = Correcting(self)
+        held = correcting.held_stream(config)
         for piece in pieces:
             yield from held.add(piece)
         if held.pieces:
-            job = self._job(held.whole(), run_manager, config, held.ids())
-            yield from self._pieces(job, [run_manager], silent=held.released)
+            job = correcting.job(held.whole(), run_manager, config, held.ids())
+            yield from correcting.pieces(job, [run_manager], silent=held.released)
 
     async def _astreamed(
         self, pieces: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> AsyncIterator[Any]:
-        held = HeldStream(released=not enabled(self._source(config.get("configurable", {}))))
+        correcting = Correcting(self)
+        held = correcting.held_stream(config)
         async for piece in pieces:
             for released in held.add(piece):
                 yield released
         if held.pieces:
-            job = self._job(held.whole(), run_manager, config, held.ids())
-            async with closing_once(self._apieces(job, [run_manager], silent=held.released)) as left:
+            job = correcting.job(held.whole(), run_manager, config, held.ids())
+            async with closing_once(correcting.apieces(job, [run_manager], silent=held.released)) as left:
                 async for piece in left:
                     yield piece
-
-    def _pieces(self, job: Job, runs: Sequence[CallbackManagerForChainRun], *, silent: bool) -> Iterator[Any]:
-        if not (self.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
-            self._settle([job], runs)
-            if not silent:
-                yield marked_last(_raise_or_return(self._result(job)))
-            return
-        out = StreamedAnswer(job.answer.given)
-        with closing(stream_traced(self._aligner(), job.exchange, runs, self.timeout)) as pieces:
-            for piece in pieces:
-                if isinstance(piece, str):
-                    yield out.piece(piece)
-                else:
-                    job.correction = piece
-                    self._tell([job])
-                    yield from self._end(job, piece, out)
-
-    async def _apieces(
-        self, job: Job, runs: Sequence[AsyncCallbackManagerForChainRun], *, silent: bool
-    ) -> AsyncGenerator[Any, None]:
-        if not (self.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
-            await self._asettle([job], runs)
-            if not silent:
-                yield marked_last(_raise_or_return(self._result(job)))
-            return
-        out, aligner = StreamedAnswer(job.answer.given), await self._aaligner()
-        async with closing_once(astream_traced(aligner, job.exchange, runs, self.timeout)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, str):
-                    yield out.piece(piece)
-                else:
-                    job.correction = piece
-                    await self._atell([job])
-                    for last in self._end(job, piece, out):
-                        yield last
-
-    def _end(self, job: Job, correction: Correction, out: StreamedAnswer) -> Iterable[Any]:
-        """What is left of a stream of unchecked pieces. Half a correction is an error, whatever `on_error` says."""
-        if correction.error is None:
-            return out.end(summary(correction, keep_original=self.keep_original))
-        if out.started:
-            raise correction.error
-        return [marked_last(_raise_or_return(self._result(job)))]
-
-    def _settle(self, jobs: Sequence[Job], runs: Sequence[CallbackManagerForChainRun]) -> None:
-        """Has the jobs corrected that wait for it, in one call, and tells of every correction."""
-        waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
-        if waiting:
-            corrections = correct_traced(self._aligner(), exchanges, parents, self.timeout)
-            for job, correction in zip(waiting, corrections, strict=True):
-                job.settle(correction)
-        self._tell(jobs)
-
-    async def _asettle(self, jobs: Sequence[Job], runs: Sequence[AsyncCallbackManagerForChainRun]) -> None:
-        waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
-        if waiting:
-            corrections = await acorrect_traced(await self._aaligner(), exchanges, parents, self.timeout)
-            for job, correction in zip(waiting, corrections, strict=True):
-                job.settle(correction)
-        await self._atell(jobs)
-
-    def _tell(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            if self.on_correction and job.correction:
-                self.on_correction(job.correction)
-
-    async def _atell(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            if self.on_correction and job.correction:
-                await self.on_correction.acall(job.correction)
-
-    def _aligner(self) -> Aligner:
-        return self.aligner if isinstance(self.aligner, Aligner) else shared_aligner(self.aligner)
-
-    async def _aaligner(self) -> Aligner:
-        if isinstance(self.aligner, Aligner):
-            return self.aligner
-        return await run_in_executor(None, self._aligner)  # It may have to be loaded, which takes a while.
-
-    def _job(self, value: Any, run: _Run, config: RunnableConfig, ids: Sequence[str] = ()) -> Job:
-        return prepare(value, self._source(config.get("configurable", {}), parent=run.parent_run_id, chunk_ids=ids))
-
-    def _asked(self, asked: Asked, answer: AIMessage) -> Job:
-        source = self._source(asked.configurable, run_id=asked.run_id, upstream=asked.upstream)
-        return prepare([*asked.messages, answer], source)
-
-    def _source(self, configurable: Mapping[str, Any], **known: Any) -> Source:
-        return Source(
-            configurable=configurable,
-            question=self.question,
-            prompt_source=self.prompt_source,
-            structured=self.structured,
-            **known,
-        )
-
-    def _result(self, job: Job) -> Any:
-        correction = job.correction
-        if job.answer is None or job.error is not None:
-            return job.error
-        if correction is None:
-            return job.answer.given
-        if correction.error is not None and self.on_error == "raise":
-            return correction.error
-        return deliver(job.answer.given, correction, keep_original=self.keep_original)
 
 
 async def _one_piece(value: Any) -> AsyncIterator[Any]:
@@ -411,9 +269,3 @@ def _served() -> str | None:
         return resolve_aligner()
     except ConfigurationError:
         return None
-
-
-def _raise_or_return(result: Any) -> Any:
-    if isinstance(result, Exception):
-        raise result
-    return result

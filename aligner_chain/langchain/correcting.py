@@ -1,0 +1,162 @@
+"""What a corrector does with answers, between LangChain and the Aligner: the only place where one calls the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import run_in_executor
+
+from aligner_chain.aligner import Aligner
+from aligner_chain.exchange import Correction
+from aligner_chain.langchain.jobs import Asked, Job, Source, enabled, prepare, waiting_for_aligner
+from aligner_chain.langchain.messages import deliver, summary
+from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
+from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
+from aligner_chain.shared import shared_aligner
+from aligner_chain.streaming import closing_once
+
+if TYPE_CHECKING:
+    from aligner_chain.langchain.corrector import AlignerCorrector
+
+
+class Correcting:
+    """Takes answers through the Aligner by the settings of a corrector. `runs` are the corrector's own, if it has any."""
+
+    def __init__(self, settings: AlignerCorrector) -> None:
+        self._settings = settings
+
+    def job(
+        self,
+        value: Any,
+        run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        ids: Sequence[str] = (),
+    ) -> Job:
+        """An input of the corrector; `ids` are those of the chunks that it was merged from."""
+        return prepare(value, self._source(config.get("configurable", {}), parent=run.parent_run_id, chunk_ids=ids))
+
+    def answer(self, asked: Asked, answer: AIMessage) -> Job:
+        """An answer to a prompt that is at hand."""
+        source = self._source(asked.configurable, run_id=asked.run_id, upstream=asked.upstream)
+        return prepare([*asked.messages, answer], source)
+
+    def held_stream(self, config: RunnableConfig) -> HeldStream:
+        """What takes in a stream: everything is held back unless the corrector is turned off."""
+        return HeldStream(released=not enabled(self._source(config.get("configurable", {}))))
+
+    def settle(self, jobs: Sequence[Job], runs: Sequence[CallbackManagerForChainRun] = ()) -> None:
+        """Has the jobs corrected that wait for it, in one call, and tells of every correction."""
+        waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
+        if waiting:
+            corrections = correct_traced(self._aligner(), exchanges, parents, self._settings.timeout)
+            for job, correction in zip(waiting, corrections, strict=True):
+                job.settle(correction)
+        self._tell(jobs)
+
+    async def asettle(self, jobs: Sequence[Job], runs: Sequence[AsyncCallbackManagerForChainRun] = ()) -> None:
+        """The same for asyncio."""
+        waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
+        if waiting:
+            aligner = await self._aaligner()
+            corrections = await acorrect_traced(aligner, exchanges, parents, self._settings.timeout)
+            for job, correction in zip(waiting, corrections, strict=True):
+                job.settle(correction)
+        await self._atell(jobs)
+
+    def result(self, job: Job) -> Any:
+        """The answer of a settled job, or the error in its place."""
+        correction = job.correction
+        if job.answer is None or job.error is not None:
+            return job.error
+        if correction is None:
+            return job.answer.given
+        if correction.error is not None and self._settings.on_error == "raise":
+            return correction.error
+        return deliver(job.answer.given, correction, keep_original=self._settings.keep_original)
+
+    def pieces(
+        self, job: Job, runs: Sequence[CallbackManagerForChainRun] = (), *, silent: bool
+    ) -> Generator[Any, None, None]:
+        """The answer as a stream; `silent` where its own pieces were handed on already."""
+        if not (self._settings.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
+            self.settle([job], runs)
+            if not silent:
+                yield marked_last(raise_or_return(self.result(job)))
+            return
+        out = StreamedAnswer(job.answer.given)
+        with closing(stream_traced(self._aligner(), job.exchange, runs, self._settings.timeout)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, str):
+                    yield out.piece(piece)
+                else:
+                    job.correction = piece
+                    self._tell([job])
+                    yield from self._end(job, piece, out)
+
+    async def apieces(
+        self, job: Job, runs: Sequence[AsyncCallbackManagerForChainRun] = (), *, silent: bool
+    ) -> AsyncGenerator[Any, None]:
+        """The same for asyncio."""
+        if not (self._settings.stream_unchecked and job.exchange and job.answer and job.waits and job.plain):
+            await self.asettle([job], runs)
+            if not silent:
+                yield marked_last(raise_or_return(self.result(job)))
+            return
+        out, aligner = StreamedAnswer(job.answer.given), await self._aaligner()
+        async with closing_once(astream_traced(aligner, job.exchange, runs, self._settings.timeout)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield out.piece(piece)
+                else:
+                    job.correction = piece
+                    await self._atell([job])
+                    for last in self._end(job, piece, out):
+                        yield last
+
+    def _end(self, job: Job, correction: Correction, out: StreamedAnswer) -> Iterable[Any]:
+        """What is left of a stream of unchecked pieces. Half a correction is an error, whatever `on_error` says."""
+        if correction.error is None:
+            return out.end(summary(correction, keep_original=self._settings.keep_original))
+        if out.started:
+            raise correction.error
+        return [marked_last(raise_or_return(self.result(job)))]
+
+    def _tell(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if self._settings.on_correction and job.correction:
+                self._settings.on_correction(job.correction)
+
+    async def _atell(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if self._settings.on_correction and job.correction:
+                await self._settings.on_correction.acall(job.correction)
+
+    def _aligner(self) -> Aligner:
+        named = self._settings.aligner
+        return named if isinstance(named, Aligner) else shared_aligner(named)
+
+    async def _aaligner(self) -> Aligner:
+        named = self._settings.aligner
+        # It may have to be loaded, which takes a while.
+        return named if isinstance(named, Aligner) else await run_in_executor(None, self._aligner)
+
+    def _source(self, configurable: Mapping[str, Any], **known: Any) -> Source:
+        return Source(
+            configurable=configurable,
+            question=self._settings.question,
+            prompt_source=self._settings.prompt_source,
+            structured=self._settings.structured,
+            **known,
+        )
+
+
+def raise_or_return(result: Any) -> Any:
+    """Raises a result that is an error, and returns every other one."""
+    if isinstance(result, Exception):
+        raise result
+    return result
