@@ -25,7 +25,6 @@ from aligner_chain.langchain.correcting import Correcting, raise_or_return
 from aligner_chain.langchain.corrector import AlignerCorrector
 from aligner_chain.langchain.jobs import CONFIGURABLE, Asked
 from aligner_chain.langchain.messages import upstream_in
-from aligner_chain.langchain.streams import HeldStream
 from aligner_chain.streaming import closing_once
 
 _INHERITED = ("cache", "rate_limiter", "output_version", "profile", "disable_streaming", "tags", "callbacks")
@@ -43,8 +42,9 @@ class AlignedChatModel(BaseChatModel):
 
     The question is the prompt itself. What a corrector reads from `config["configurable"]` can also be given to a call,
     or bound: `model.bind(aligner_subject="customer-7")`. Join feedback to a record by the `correction_id` in
-    `response_metadata["aligner"]`: LangChain tells a model that streams nothing of its run. Structured output is left to `llm` and never corrected. A cache
-    of LangChain holds the corrected answers (and with `on_error="pass_through"` those whose correction failed).
+    `response_metadata["aligner"]`, since LangChain tells a model nothing of its run when it streams. Structured output is
+    left to `llm` and never corrected. A cache of LangChain holds the corrected answers (and with
+    `on_error="pass_through"` those whose correction failed).
 
     ??? info "Instantiate"
 
@@ -191,22 +191,22 @@ class AlignedChatModel(BaseChatModel):
     def _pieces(
         self, asked: Asked, stop: list[str] | None, settings: Mapping[str, Any]
     ) -> Generator[AIMessage, None, None]:
-        held = HeldStream()
+        correcting = Correcting(self.corrector)
+        held = correcting.held_stream(asked.configurable)
         for chunk in self._raw(asked.messages, stop, settings):
             yield from held.add(_message(chunk))
         if held.pieces:
-            correcting = Correcting(self.corrector)
             yield from correcting.pieces(correcting.answer(asked, held.whole()), silent=held.released)
 
     async def _apieces(
         self, asked: Asked, stop: list[str] | None, settings: Mapping[str, Any]
     ) -> AsyncGenerator[AIMessage, None]:
-        held = HeldStream()
+        correcting = Correcting(self.corrector)
+        held = correcting.held_stream(asked.configurable)
         async for chunk in self._araw(asked.messages, stop, settings):
             for piece in held.add(_message(chunk)):
                 yield piece
         if held.pieces:
-            correcting = Correcting(self.corrector)
             job = correcting.answer(asked, held.whole())
             async with closing_once(correcting.apieces(job, silent=held.released)) as pieces:
                 async for piece in pieces:

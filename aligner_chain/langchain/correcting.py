@@ -45,9 +45,9 @@ class Correcting:
         source = self._source(asked.configurable, run_id=asked.run_id, upstream=asked.upstream)
         return prepare([*asked.messages, answer], source)
 
-    def held_stream(self, config: RunnableConfig) -> HeldStream:
+    def held_stream(self, configurable: Mapping[str, Any]) -> HeldStream:
         """What takes in a stream: everything is held back unless the corrector is turned off."""
-        return HeldStream(released=not enabled(self._source(config.get("configurable", {}))))
+        return HeldStream(released=not enabled(self._source(configurable)))
 
     def settle(self, jobs: Sequence[Job], runs: Sequence[CallbackManagerForChainRun] = ()) -> None:
         """Has the jobs corrected that wait for it, in one call, and tells of every correction."""

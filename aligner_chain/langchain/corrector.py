@@ -237,7 +237,7 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         self, pieces: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Any]:
         correcting = Correcting(self)
-        held = correcting.held_stream(config)
+        held = correcting.held_stream(config.get("configurable", {}))
         for piece in pieces:
             yield from held.add(piece)
         if held.pieces:
@@ -248,7 +248,7 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         self, pieces: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> AsyncIterator[Any]:
         correcting = Correcting(self)
-        held = correcting.held_stream(config)
+        held = correcting.held_stream(config.get("configurable", {}))
         async for piece in pieces:
             for released in held.add(piece):
                 yield released

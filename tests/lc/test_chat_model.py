@@ -213,6 +213,12 @@ async def test_turned_off(aligned: Any, told: list[Correction], way: str) -> Non
     assert [c.outcome for c in told] == ["skipped"]
 
 
+async def test_turned_off_it_streams_as_the_upstream_does(aligned: Any) -> None:
+    model = aligned(StreamingUpstream()).bind(aligner_enabled=False)
+    for pieces in (list(model.stream("q")), [piece async for piece in model.astream("q")]):
+        assert [piece.text for piece in pieces if piece.text] == ["a", " bad", " answer"]
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_failures_follow_the_corrector(aligned: Any, way: str) -> None:
     with pytest.raises(EngineError, match="out of luck"):
