@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelResponse
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
+from pydantic import BaseModel
 from upstreams import StreamingUpstream, Upstream, search
 
 from aligner_chain import Aligner, Correction, Exchange
@@ -233,6 +235,31 @@ async def test_an_answer_that_was_parsed_already_is_left_as_it_is(fixer: Aligner
     agent = create_agent(Upstream(), middleware=[AlignerMiddleware(fixer), Structured()])
     for result in (agent.invoke(STATE), await agent.ainvoke(STATE)):
         assert (result["messages"][-1].text, result["structured_response"]) == (RAW, {"answer": RAW})
+
+
+class Verdict(BaseModel):
+    """What the agent ends with."""
+
+    q: str
+
+
+@pytest.mark.parametrize("form", AGENTS)
+async def test_an_answer_in_the_form_of_a_tool_is_left_as_it_is(
+    fixer: AlignerCorrector, told: list[Correction], form: str
+) -> None:
+    class Answering(Upstream):
+        """Calls the tool that stands for the answer."""
+
+        def bind_tools(self, tools: Any, **kw: Any) -> Any:
+            return super().bind_tools([tool for tool in tools if "Verdict" in str(tool)])
+
+    model: Any = AlignedChatModel(llm=Answering(), corrector=fixer) if "aligned" in form else Answering()
+    middleware = [] if "aligned" in form else [AlignerMiddleware(fixer)]
+    agent = create_agent(model, [search], middleware=middleware, response_format=ToolStrategy(Verdict))
+    question: Any = {"messages": [("human", "call")]}
+    for result in (agent.invoke(question), await agent.ainvoke(question)):
+        assert result["structured_response"] == Verdict(q="bad")
+    assert "corrected" not in [c.outcome for c in told]
 
 
 class Retrying(AgentMiddleware):

@@ -22,12 +22,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda, RunnableParallel
-from langgraph.graph import MessagesState, StateGraph
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 from versions import known_to
 
 from aligner_chain import AlignerError, Exchange, PromptNotFoundError
 from aligner_chain.exchange import Turn
-from aligner_chain.langchain import AlignerCorrector
+from aligner_chain.langchain import AlignerCorrector, aligner_node
 from aligner_chain.langchain.recorder import PromptRecorder, recorder
 
 QUESTIONS = [f"q{index}" for index in range(25)]
@@ -372,6 +373,36 @@ def test_unknown_questions_are_an_error_with_ways_out(corrector: AlignerCorrecto
         assert remedy in str(caught.value)
 
 
+def test_a_text_that_a_function_carries_from_one_chain_to_the_next_is_unknown(
+    models: SimpleNamespace, prompt: ChatPromptTemplate, corrector: AlignerCorrector
+) -> None:
+    said = (prompt | models.Chat() | StrOutputParser()).invoke({"q": "q"})
+    with pytest.raises(PromptNotFoundError):
+        (RunnableLambda(lambda text: text) | corrector).invoke(said)
+
+
+def test_after_a_restart_the_question_must_come_with_the_state(
+    models: SimpleNamespace, corrector: AlignerCorrector
+) -> None:
+    def graph_with(node: Any) -> Any:
+        builder = StateGraph(MessagesState)
+        builder.add_node("llm", lambda state: {"messages": [models.Chat().invoke(state["messages"])]})
+        builder.add_node("correct", node)
+        builder.add_edge(START, "llm")
+        builder.add_edge("llm", "correct")
+        return builder.compile(checkpointer=InMemorySaver(), interrupt_before=["correct"])
+
+    blind = graph_with(lambda state: {"messages": [corrector.invoke(state["messages"][-1].model_copy())]})
+    seeing = graph_with(aligner_node(corrector))
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    for graph in (blind, seeing):
+        graph.invoke({"messages": [("human", "q")]}, thread)
+    recorder().clear()  # what a restart does
+    with pytest.raises(PromptNotFoundError):
+        blind.invoke(None, thread)
+    assert seeing.invoke(None, thread)["messages"][-1].text == "<q|A(q)>"
+
+
 def test_a_client_that_is_no_langchain_model_is_unknown(corrector: AlignerCorrector) -> None:
     with pytest.raises(PromptNotFoundError):
         (RunnableLambda(lambda q: AIMessage(f"A({q})")) | corrector).invoke("q")
@@ -441,7 +472,7 @@ def test_the_aligners_own_runs_are_no_candidates(
 _LAZY = """
 from langchain_core.tracers import context
 from aligner_chain import Aligner
-from aligner_chain.langchain import AlignerCorrector
+from aligner_chain.langchain import AlignerCorrector, aligner_node
 hooks = len(context._configure_hooks)
 AlignerCorrector(Aligner.scripted(lambda exchange: "x"), prompt_source="explicit")
 AlignerCorrector(Aligner.scripted(lambda exchange: "x"), question="q")
