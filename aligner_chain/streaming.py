@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from types import AsyncGeneratorType
 from typing import TypeVar
 
 from aligner_chain.engines.base import Ticket
@@ -52,7 +53,7 @@ def _noted(correction: Correction) -> Correction:
 
 
 @asynccontextmanager
-async def closing_once(pieces: AsyncGenerator[_T, None]) -> AsyncIterator[AsyncGenerator[_T, None]]:
+async def closing_once(pieces: AsyncIterator[_T]) -> AsyncIterator[AsyncIterator[_T]]:
     """`contextlib.aclosing` for generators inside of generators.
 
     Where a consumer just stops, asyncio closes each of them in a task of its own, and not the inner ones last.
@@ -60,7 +61,7 @@ async def closing_once(pieces: AsyncGenerator[_T, None]) -> AsyncIterator[AsyncG
     try:
         yield pieces
     finally:
-        if not getattr(pieces, "ag_running", False):
+        if isinstance(pieces, AsyncGeneratorType) and not pieces.ag_running:
             await pieces.aclose()
 
 

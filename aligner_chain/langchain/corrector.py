@@ -190,8 +190,9 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         yield from self.transform(iter([input]), config, **kwargs)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:  # noqa: A002
-        async for piece in self.atransform(_one_piece(input), config, **kwargs):
-            yield piece
+        async with closing_once(self.atransform(_one_piece(input), config, **kwargs)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:  # noqa: A002
         yield from self._transform_stream_with_config(input, self._streamed, config, **kwargs)
@@ -202,8 +203,10 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[Any]:
-        async for piece in self._atransform_stream_with_config(input, self._astreamed, config, **kwargs):
-            yield piece
+        streamed = self._atransform_stream_with_config(input, self._astreamed, config, **kwargs)
+        async with closing_once(streamed) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def _one(self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
         return raise_or_return(*self._many([value], [run_manager], [config]))

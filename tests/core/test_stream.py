@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from aligner_chain.engines.base import Request
 from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.errors import CorrectionTimeoutError, IncompleteCorrectionError
 from aligner_chain.exchange import edits_between
-from aligner_chain.streaming import Pieces
+from aligner_chain.streaming import Pieces, closing_once
 
 EXCHANGE = Exchange.of("q", "a bad answer")
 
@@ -137,6 +138,29 @@ async def test_whoever_stops_reading_stops_the_decoding(playing: Any) -> None:
     await anext(astream)
     await astream.aclose()
     assert aligner.engine.tickets[0].cancelled
+
+
+async def test_a_generator_that_is_being_closed_is_not_closed_again() -> None:
+    """As when a consumer just stops: asyncio then closes the inner and the outer one in tasks of their own."""
+
+    async def letters() -> AsyncIterator[str]:
+        try:
+            yield "a"
+        finally:
+            await asyncio.sleep(0.01)
+
+    async def outer(inner: AsyncIterator[str]) -> AsyncIterator[str]:
+        async with closing_once(inner) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    inner: Any = letters()
+    around: Any = outer(inner)
+    assert await anext(around) == "a"
+    closing = asyncio.ensure_future(inner.aclose())
+    await asyncio.sleep(0)
+    await around.aclose()
+    await closing
 
 
 async def test_what_needs_no_engine_streams_too(playing: Any) -> None:

@@ -194,6 +194,7 @@ async def test_whoever_stops_reading_stops_the_decoding(
             break
         if closed:
             await astream.aclose()
+            assert corrector.aligner.engine.tickets[0].cancelled or form != "corrector"
         del astream
         await until_cancelled(corrector)
     assert "error" not in caplog.text
