@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 FOLDER = Path(__file__).parent
 
@@ -33,10 +33,11 @@ def executed(path: Path, *, write: bool) -> bool:
     notebook, started = nbformat.read(path, as_version=4), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         # Sockets in a folder of our own, since a TCP port would be open to everybody on the machine.
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
+        sockets = Config(AsyncKernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
         client = NotebookClient(
             notebook,
-            km=kernel,
+            config=sockets,
+            kernel_name="python3",
             timeout=300,
             record_timing=False,
             coalesce_streams=True,
