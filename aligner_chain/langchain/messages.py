@@ -39,7 +39,6 @@ _ROLE_OF: dict[type[BaseMessage], str] = {
     FunctionMessage: "tool",
 }
 _RUN_ID = re.compile(r"run-{1,2}([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 _STRUCTURED = ("{", "[", "`")
 _OF_THE_ORIGINAL = ("annotations", "citations", "logprobs")
 """What describes the tokens and characters of a text and is wrong for another one."""
@@ -237,11 +236,18 @@ def role_of(message: BaseMessage) -> str:
 
 def _json(text: str) -> Any:
     """The object or array that a text consists of. Raises `ValueError` where it is anything else."""
-    fenced = _FENCE.fullmatch(text.strip())
-    bare = (fenced.group(1) if fenced else text).strip()
+    bare = _unfenced(text.strip())
     if not bare.startswith(("{", "[")):
         raise ValueError("neither an object nor an array")
     return json.loads(bare)
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a fence of Markdown, or the text itself. Not by a pattern, which a hostile text can make slow."""
+    first, _, rest = text.partition("\n")
+    if first.strip().lower() not in ("```", "```json") or not rest.endswith("```"):
+        return text
+    return rest.removesuffix("```").strip()
 
 
 def _shape(value: Any) -> Any:

@@ -8,13 +8,15 @@ callback handler: it notes the prompt of each model run as plain text and finds 
 2. the run id in the id of the message, or of one of its chunks;
 3. the provider's message id, if the text is the same too (some servers give every message the same id);
 4. the nearest enclosing run under which a model wrote exactly this text;
-5. the only prompt asked in the sequence that the corrector stands in, though the text was changed on the way.
+5. the only prompt asked in the very sequence that the corrector stands in, though the text was changed on the way: it
+   must still have half of its words from what the model wrote, and an id that belongs to no other run.
 
 Two different prompts at one level are ambiguous, and an error: the recorder never guesses.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from collections import deque
@@ -45,6 +47,7 @@ MOST_LEVELS = 100
 
 
 _Asked = tuple[tuple[str, str], ...]
+_WORDS = re.compile(r"\w+")
 _OF_A_RUN = ("lc_run-", "run-")
 _Key = TypeVar("_Key", int, str)
 
@@ -99,7 +102,7 @@ class PromptRecorder(BaseCallbackHandler):
             self._families: dict[int, dict[int, PromptRecord]] = {}  # by the root
             self._named: dict[str, dict[int, PromptRecord]] = {}  # by an id that the provider gave
             # By id(), because messages are not hashable; the reference tells whether it still is the same object.
-            self._living: dict[int, tuple[weakref.ref[BaseMessage], PromptRecord]] = {}
+            self._living: dict[int, tuple[weakref.ref[BaseMessage], tuple[PromptRecord, ...]]] = {}
 
     def counts(self) -> dict[str, int]:
         """How much is remembered: chains and model runs in progress, finished runs, messages still alive."""
@@ -123,15 +126,16 @@ class PromptRecorder(BaseCallbackHandler):
         """
         with self._lock:
             record = self._of_message(answer, ids) if isinstance(answer, BaseMessage) else None
-            record = record or self._in_scope(text_of(answer), None if parent is None else parent.int)
+            record = record or self._in_scope(answer, None if parent is None else parent.int)
         if not record.turns:
             raise prompt_not_found("wordless")
         return record
 
     def _of_message(self, message: BaseMessage, ids: Sequence[str]) -> PromptRecord | None:
-        reference, record = self._living.get(id(message), (None, None))
+        reference, owners = self._living.get(id(message), (None, ()))
         if reference is not None and reference() is message:
-            return record
+            # A model that returns one object for several prompts leaves its id to the first of them.
+            return owners[-1] if len({record.asked for record in owners}) == 1 else None
         for run_id in filter(None, map(run_id_of, (*ids, message.id))):
             if run_id.int in self._runs:
                 return self._runs[run_id.int]
@@ -139,18 +143,16 @@ class PromptRecorder(BaseCallbackHandler):
         same = [record for record in self._named.get(message.id or "", {}).values() if text in record.texts]
         return same[-1] if len({record.asked for record in same}) == 1 else None
 
-    def _in_scope(self, text: str, parent: int | None) -> PromptRecord:
-        lineage = self._lineage(parent)
-        family = self._families.get(lineage[-1], {}).values() if lineage else ()
+    def _in_scope(self, answer: BaseMessage | str, parent: int | None) -> PromptRecord:
+        lineage, text = self._lineage(parent), text_of(answer)
+        family = list(self._families.get(lineage[-1], {}).values()) if lineage else []
         for ancestor in lineage:
-            within = [record for record in family if ancestor in record.ancestors]
-            candidates = [record for record in within if text in record.texts]
-            if not candidates and ancestor == parent:
-                candidates = within
-            if len({record.asked for record in candidates}) > 1:
-                raise prompt_not_found("ambiguous")
-            if candidates:
-                return candidates[-1]
+            below = [record for record in family if ancestor in record.ancestors]
+            found = _only([record for record in below if text in record.texts])
+            if found is None and ancestor == parent and (only := _only(below)):
+                found = only if only.ancestors[0] == parent and _made_of(answer, only) else None
+            if found is not None:
+                return found
         raise prompt_not_found("unknown")
 
     def _lineage(self, run: int | None) -> tuple[int, ...]:
@@ -246,7 +248,11 @@ class PromptRecorder(BaseCallbackHandler):
             if living.get(key, (None,))[0] is dead:
                 living.pop(key, None)
 
-        living[key] = (weakref.ref(message, forget), record)
+        reference, owners = living.get(key, (None, ()))
+        if reference is None or reference() is not message:
+            reference, owners = weakref.ref(message, forget), ()
+        # Two prompts are as ambiguous as many, so no more of them are kept.
+        living[key] = (reference, (*owners[-1:], record))
 
     def _close(self, run: int) -> None:
         # Before the look at the family, because `_finish` looks the other way round: one of them sees the other.
@@ -267,6 +273,22 @@ class PromptRecorder(BaseCallbackHandler):
             _drop(self._families, record.root, record)
         for message_id in record.message_ids:
             _drop(self._named, message_id, record)
+
+
+def _only(records: Sequence[PromptRecord]) -> PromptRecord | None:
+    """The last of the records, if all were asked the same."""
+    if len({record.asked for record in records}) > 1:
+        raise prompt_not_found("ambiguous")
+    return records[-1] if records else None
+
+
+def _made_of(answer: BaseMessage | str, record: PromptRecord) -> bool:
+    """Whether an answer can be what became of a run's: half of its words are from there, and no id says otherwise."""
+    if isinstance(answer, BaseMessage) and answer.id and answer.id not in record.message_ids:
+        return False
+    words = set(_WORDS.findall(text_of(answer).casefold()))
+    said = set(_WORDS.findall(" ".join(record.texts).casefold()))
+    return 2 * len(words & said) >= len(words) > 0
 
 
 def _drop(index: dict[_Key, dict[int, PromptRecord]], key: _Key, record: PromptRecord) -> None:

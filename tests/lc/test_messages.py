@@ -156,6 +156,12 @@ def test_text_that_only_looks_like_json_is_corrected(fixer: AlignerCorrector, an
     assert fixer.invoke(answer) == answer.replace("bad", "good")
 
 
+@pytest.mark.parametrize("answer", ["```\n" + "\n" * 100_000 + "x", "```json" + " " * 100_000, "`" * 100_000])
+def test_a_fence_that_never_ends_costs_no_time(fixer: AlignerCorrector, told: list[Correction], answer: str) -> None:
+    fixer.invoke(answer)
+    assert told[0].outcome == "approved"
+
+
 def test_deeply_nested_brackets_are_text(fixer: AlignerCorrector, told: list[Correction]) -> None:
     fixer.invoke("[" * 100_000)
     assert told[0].outcome == "approved"

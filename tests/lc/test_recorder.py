@@ -251,11 +251,47 @@ def test_a_step_between_changes_the_answer(
     models: SimpleNamespace, prompt: ChatPromptTemplate, corrector: AlignerCorrector
 ) -> None:
     edited = RunnableLambda(lambda m: m.model_copy(update={"content": "edited"}))
-    rebuilt = RunnableLambda(lambda m: AIMessage("rebuilt"))
+    rebuilt = RunnableLambda(lambda m: AIMessage(f"{m.text}, rebuilt"))
     stripped = StrOutputParser() | str.upper
     assert (prompt | models.Chat() | edited | corrector).invoke({"q": "q"}).text == "<q|edited>"
-    assert (prompt | models.Chat() | rebuilt | corrector).invoke({"q": "q"}).text == "<q|rebuilt>"
+    for ids in ("none", "provider", "constant"):
+        assert (prompt | models.Chat(ids=ids) | rebuilt | corrector).invoke({"q": "q"}).text == "<q|A(q), rebuilt>"
+        cleaned = RunnableLambda(lambda m: m.model_copy(update={"content": f"{m.text}."}))
+        assert (prompt | models.Chat(ids=ids) | cleaned | corrector).invoke({"q": "q"}).text == "<q|A(q).>"
     assert (prompt | models.Chat() | stripped | corrector).invoke({"q": "q"}) == "<q|A(Q)>"
+
+
+@pytest.mark.parametrize(
+    "canned",
+    [AIMessage("from a raw client", id="chatcmpl-1"), AIMessage("A(q)!", id=f"lc_run--{uuid4()}"), "from a raw client"],
+    ids=["another id", "the id of another run", "no word of it"],
+)
+def test_an_answer_from_elsewhere_is_not_taken_for_the_models(
+    models: SimpleNamespace, prompt: ChatPromptTemplate, corrector: AlignerCorrector, canned: Any
+) -> None:
+    """As where a model only classified the question, and a client of its own answered it."""
+
+    def classified(_: Any) -> Any:
+        models.Chat().invoke("q")
+        return canned
+
+    def within(_: Any) -> Any:
+        return corrector.invoke(classified(_))
+
+    for chain in (prompt | models.Chat() | RunnableLambda(lambda _: canned) | corrector, RunnableLambda(within)):
+        with pytest.raises(PromptNotFoundError) as caught:
+            chain.invoke({"q": "q"})
+        assert caught.value.reason == "unknown"
+
+
+async def test_one_message_object_for_several_prompts(models: SimpleNamespace, corrector: AlignerCorrector) -> None:
+    """As fake models of tests return it: its identity and its id say nothing any more, but where it was asked does."""
+    chain = models.Scripted(answers=[AIMessage("same")] * 6) | corrector
+    assert [answer.text for answer in chain.batch(["q1", "q2", "q3"])] == ["<q1|same>", "<q2|same>", "<q3|same>"]
+    assert [answer.text for answer in await chain.abatch(["q4", "q5"])] == ["<q4|same>", "<q5|same>"]
+    shared = chain.first.invoke("q6")
+    with pytest.raises(PromptNotFoundError):
+        corrector.invoke(shared)
 
 
 def test_a_model_further_out_is_no_proof_for_a_changed_answer(
