@@ -105,6 +105,9 @@ class Aligner:
         metadata = AlignerMetadata(name="scripted", version="1", template="scripted")
         return cls(ScriptedEngine(script), metadata=metadata)
 
+    def __deepcopy__(self, memo: object) -> Aligner:
+        return self  # One model in memory, however often a framework copies what holds it.
+
     @property
     def identity(self) -> str:
         """`name@version`."""

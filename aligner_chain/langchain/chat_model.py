@@ -13,7 +13,7 @@ from langchain_core.language_models.chat_models import agenerate_from_stream, ge
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -29,6 +29,7 @@ from aligner_chain.streaming import closing_once
 
 _INHERITED = ("cache", "rate_limiter", "output_version", "profile", "disable_streaming", "tags", "callbacks")
 _KEYS = tuple(spec.id for spec in CONFIGURABLE)
+_OF_THE_TEXT = ("aligner_enabled", "aligner_question")
 
 
 class AlignedChatModel(BaseChatModel):
@@ -40,8 +41,8 @@ class AlignedChatModel(BaseChatModel):
     `llm`. The Aligner gives its own in `Correction.usage` and OpenTelemetry, but has no run of its own in a trace, whose
     input would be the uncorrected answer.
 
-    The question is the prompt itself. What a corrector reads from `config["configurable"]` can also be given to a call,
-    or bound: `model.bind(aligner_subject="customer-7")`. Join feedback to a record by the `correction_id` in
+    The question is the prompt itself. What a corrector reads from `config["configurable"]` works here too, and can be
+    given to a call, or bound: `model.bind(aligner_subject="customer-7")`. Join feedback to a record by the `correction_id` in
     `response_metadata["aligner"]`, since LangChain tells a model nothing of its run when it streams. Structured output is
     left to `llm` and never corrected. A cache of LangChain holds the corrected answers (and with
     `on_error="pass_through"` those whose correction failed).
@@ -95,7 +96,9 @@ class AlignedChatModel(BaseChatModel):
         """Takes over what LangChain applies around a model's own work, since it is not applied to `llm` any more."""
         for name in _INHERITED:
             inherited = getattr(self.llm, name, None)
-            if name not in self.model_fields_set and inherited is not None:
+            # LangChain's own validators set some of them to None.
+            given = name in self.model_fields_set and getattr(self, name) is not None
+            if not given and inherited is not None:
                 # Not by assignment, which would count as set by the user when the object is copied or compared.
                 self.__dict__[name] = inherited
         self.__dict__["metadata"] = _metadata(self.llm.metadata or {}, self.metadata or {})
@@ -115,6 +118,34 @@ class AlignedChatModel(BaseChatModel):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self.llm._get_ls_params(stop=stop, **_without_keys(kwargs))
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of a cache: `llm`'s own, and what else the text depends on. Whom a record is about changes no text."""
+        ours = {**self.corrector.identifying_params, **{key: kwargs[key] for key in _OF_THE_TEXT if key in kwargs}}
+        inner = self.llm._get_llm_string(stop=stop, **_without_keys(kwargs))
+        return f"{inner}---{json.dumps(ours, sort_keys=True, default=str)}"
+
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> AIMessage:
+        return super().invoke(input, config, stop=stop, **_with_keys(config, kwargs))
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> AIMessage:
+        return await super().ainvoke(input, config, stop=stop, **_with_keys(config, kwargs))
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        yield from super().stream(input, config, stop=stop, **_with_keys(config, kwargs))
+
+    async def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        async with closing_once(super().astream(input, config, stop=stop, **_with_keys(config, kwargs))) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of `text`, as `llm` counts them."""
@@ -266,10 +297,14 @@ def _metadata(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, A
     return {**inner, **outer, "lc_versions": versions}
 
 
+def _with_keys(config: RunnableConfig | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a call, with what its config says of the correction. A model's own work is not shown the config."""
+    configured = ensure_config(config).get("configurable", {})
+    return {**{key: configured[key] for key in _KEYS if key in configured}, **settings}
+
+
 def _configurable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the caller says of this correction: around the model, and above it in the call itself."""
-    around = ensure_config().get("configurable", {})
-    return {key: place[key] for place in (around, settings) for key in _KEYS if key in place}
+    return {key: settings[key] for key in _KEYS if key in settings}
 
 
 def _without_keys(settings: Mapping[str, Any]) -> dict[str, Any]:

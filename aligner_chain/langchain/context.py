@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
+from langsmith.run_helpers import tracing_context
 
 from aligner_chain.streaming import closing_once
 
@@ -29,8 +30,11 @@ def hidden() -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Whatever runs in this block tells none of the callbacks around it."""
-    with _inherited(callbacks=[]):
+    """Whatever runs in this block tells none of the callbacks around it, and not LangSmith.
+
+    Handlers that are registered for the whole process (configure hooks, such as `collect_runs`) cannot be kept out.
+    """
+    with _inherited(callbacks=[]), tracing_context(enabled=False):
         yield
 
 

@@ -15,6 +15,7 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction
 from aligner_chain.langchain.jobs import Asked, Job, Source, enabled, prepare, waiting_for_aligner
 from aligner_chain.langchain.messages import deliver, summary
+from aligner_chain.langchain.recorder import recorder
 from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
 from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
 from aligner_chain.shared import shared_aligner
@@ -127,14 +128,22 @@ class Correcting:
         return [marked_last(raise_or_return(self.result(job)))]
 
     def _tell(self, jobs: Sequence[Job]) -> None:
+        self._note(jobs)
         for job in jobs:
             if self._settings.on_correction and job.correction:
                 self._settings.on_correction(job.correction)
 
     async def _atell(self, jobs: Sequence[Job]) -> None:
+        self._note(jobs)
         for job in jobs:
             if self._settings.on_correction and job.correction:
                 await self._settings.on_correction.acall(job.correction)
+
+    def _note(self, jobs: Sequence[Job]) -> None:
+        if self._settings.prompt_source == "auto":
+            for job in jobs:
+                if job.correction and job.correction.changed:
+                    recorder().rewritten(job.correction.exchange.run_id, job.correction.text)
 
     def _aligner(self) -> Aligner:
         named = self._settings.aligner

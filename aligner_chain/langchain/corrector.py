@@ -117,6 +117,12 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         if self.prompt_source == "auto" and not self.question:
             recorder()
 
+    def __setstate__(self, state: Any) -> None:
+        """Puts the recorder to work in the process that an object was sent to as well."""
+        super().__setstate__(state)
+        if self.prompt_source == "auto" and not self.question:
+            recorder()
+
     @field_validator("on_correction", mode="before")
     @classmethod
     def _hooked(cls, function: Any) -> Any:
@@ -141,7 +147,8 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
     def identifying_params(self) -> dict[str, Any]:
         """What a correction depends on, as the key of a cache; the served Aligner by its folder of this moment."""
         named = self.aligner.identity if isinstance(self.aligner, Aligner) else str(self.aligner or _served())
-        return {"aligner": named, "question": self.question, "structured": self.structured}
+        kept = {"structured": self.structured, "keep_original": self.keep_original}
+        return {"aligner": named, "question": self.question, **kept}
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
@@ -158,10 +165,10 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         """A text for a text, a message for everything else."""
         return str | AIMessage
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return self._call_with_config(self._one, input, config, **kwargs)
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return await self._acall_with_config(self._aone, input, config, **kwargs)
 
     def batch(
@@ -186,20 +193,20 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
             self._amany, inputs, config, return_exceptions=return_exceptions, **kwargs
         )
 
-    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:  # noqa: A002
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         yield from self.transform(iter([input]), config, **kwargs)
 
-    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:  # noqa: A002
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         async with closing_once(self.atransform(_one_piece(input), config, **kwargs)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:  # noqa: A002
+    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         yield from self._transform_stream_with_config(input, self._streamed, config, **kwargs)
 
     async def atransform(
         self,
-        input: AsyncIterator[Any],  # noqa: A002
+        input: AsyncIterator[Any],
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[Any]:

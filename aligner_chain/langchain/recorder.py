@@ -62,7 +62,8 @@ class PromptRecord(NamedTuple):
     run: int
     asked: _Asked
     ancestors: tuple[int, ...]
-    texts: tuple[str, ...] = ()
+    texts: list[str]
+    """What the model wrote, and what correctors made of it."""
     message_ids: tuple[str, ...] = ()
     upstream: str | None = None
 
@@ -130,6 +131,12 @@ class PromptRecorder(BaseCallbackHandler):
         if not record.turns:
             raise prompt_not_found("wordless")
         return record
+
+    def rewritten(self, run_id: str | None, text: str) -> None:
+        """Notes that the text of a run's answer goes on as another one, so that the next corrector knows it too."""
+        record = self._runs.get(UUID(run_id).int) if run_id else None
+        if record is not None and text not in record.texts:
+            record.texts.append(text)
 
     def _of_message(self, message: BaseMessage, ids: Sequence[str]) -> PromptRecord | None:
         reference, owners = self._living.get(id(message), (None, ()))
@@ -221,7 +228,7 @@ class PromptRecorder(BaseCallbackHandler):
             run,
             asked,
             ancestors,
-            tuple([generation.text for generation in generations]),
+            [generation.text for generation in generations],
             # An id that LangChain made of the run's needs no index of its own.
             tuple([message.id for message in messages if message.id and not message.id.startswith(_OF_A_RUN)]),
             upstream_in(messages[0].response_metadata) if messages else None,

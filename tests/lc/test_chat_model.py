@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
@@ -193,17 +194,27 @@ def test_structured_output_is_the_upstreams_own(aligned: Any, told: list[Correct
     assert told == []
 
 
-async def test_what_a_record_needs_comes_with_the_call_or_from_around_it(aligned: Any, told: list[Correction]) -> None:
-    upstream = Upstream()
-    model = aligned(upstream)
-    model.invoke("q", aligner_subject="called")
-    await model.bind(aligner_subject="bound").ainvoke("q")
-    around = {"configurable": {"aligner_subject": "around", "aligner_split_key": "k"}}
-    (RunnableLambda(lambda q: q) | model).invoke("q", around)
-    (RunnableLambda(lambda q: q) | model.bind(aligner_subject="bound")).invoke("q", around)
-    assert [c.exchange.subject for c in told] == ["called", "bound", "around", "bound"]
-    assert [c.exchange.split_key for c in told] == [None, None, "k", "k"]
-    assert upstream.asked == [{"stop": None}] * 4  # the upstream is not bothered with it
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", ["model", "chain", "with_config", "bound", "call"])
+async def test_what_a_record_needs_comes_with_config_or_call(
+    aligned: Any, told: list[Correction], form: str, way: str
+) -> None:
+    upstream = StreamingUpstream()
+    model, keys = aligned(upstream), {"aligner_subject": "s", "aligner_split_key": "k"}
+    config: Any = {"configurable": keys}
+    chain = {"chain": RunnableLambda(lambda q: q) | model, "with_config": model.with_config(config)}.get(form, model)
+    chain = model.bind(**keys) if form == "bound" else chain
+    settings = {"call": keys, "model": {"config": config}, "chain": {"config": config}}.get(form, {})
+    await run(chain, way, "q", **settings)
+    assert [(c.exchange.subject, c.exchange.split_key) for c in told] == [("s", "k")]
+    assert upstream.asked == [{"stop": None}]  # the upstream is not bothered with it
+
+
+def test_a_call_overrules_its_config(aligned: Any, told: list[Correction]) -> None:
+    model = aligned(Upstream())
+    model.invoke("q", {"configurable": {"aligner_subject": "around"}}, aligner_subject="called")
+    model.batch(["q", "q"], [{"configurable": {"aligner_subject": one}} for one in "ab"])
+    assert sorted(str(c.exchange.subject) for c in told) == ["a", "b", "called"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -243,6 +254,18 @@ def test_a_cache_holds_the_corrected_answer_and_knows_the_aligner(aligned: Any, 
     assert AlignedChatModel(llm=upstream, corrector=AlignerCorrector(other)).invoke("q").text == "other"
 
 
+def test_a_cache_tells_apart_what_changes_the_text(aligned: Any, told: list[Correction]) -> None:
+    upstream = Upstream(cache=InMemoryCache())
+    model = aligned(upstream)
+    off: Any = {"configurable": {"aligner_enabled": False}}
+    served = [model.invoke("q", config).text for config in (off, None, off)]
+    assert served == ["a bad answer", "a good answer", "a bad answer"]
+    assert len(upstream.asked) == 2
+    model.invoke("q", {"configurable": {"aligner_subject": "s"}})  # whom it is about changes no text
+    assert len(upstream.asked) == 2
+    assert aligned(upstream)._get_llm_string() != aligned(Upstream(model_name="other"))._get_llm_string()
+
+
 def test_what_langchain_does_around_a_model_is_taken_over(aligned: Any) -> None:
     limiter = InMemoryRateLimiter(requests_per_second=1000)
     llm = StreamingUpstream(rate_limiter=limiter, disable_streaming=True, tags=["t"], metadata={"m": 1}, cache=False)
@@ -250,6 +273,9 @@ def test_what_langchain_does_around_a_model_is_taken_over(aligned: Any) -> None:
     assert (model.rate_limiter, model.disable_streaming, model.cache) == (limiter, True, False)
     assert (model.tags, model.metadata["m"]) == (["t"], 1)
     assert model.metadata["lc_versions"].keys() >= {"aligner-chain"}
+    if "profile" in BaseChatModel.model_fields:
+        profile: Any = {"max_input_tokens": 100}
+        assert aligned(Upstream(profile=profile)).profile == profile
     assert [piece.text for piece in model.stream("q")] == ["a good answer"]
     assert AlignedChatModel(llm=llm, corrector=model.corrector, tags=["own"]).tags == ["own"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
+import pickle
 import shutil
 import subprocess
 import sys
@@ -350,7 +352,7 @@ def test_a_cache_key_names_the_aligner_and_what_it_does(
 ) -> None:
     monkeypatch.delenv("ALIGNER_MODEL", raising=False)
     monkeypatch.setenv("ALIGNER_HOME", str(tmp_path))
-    settings = {"question": None, "structured": "skip"}
+    settings = {"question": None, "structured": "skip", "keep_original": False}
     assert AlignerCorrector(aligner).identifying_params == {"aligner": "scripted@1", **settings}
     assert AlignerCorrector("some/aligner").identifying_params == {"aligner": "some/aligner", **settings}
     assert AlignerCorrector().identifying_params == {"aligner": "None", **settings}
@@ -504,6 +506,27 @@ def test_configurable_fields_keep_the_aligner(aligner: Aligner, told: list[Corre
     result = configured.invoke(AIMessage("a"), {"configurable": {"keep": True}})
     assert result.response_metadata["aligner"]["original"] == "a"
     assert len(told) == 1
+
+
+def test_copies_share_the_aligner(models: SimpleNamespace, aligner: Aligner, told: list[Correction]) -> None:
+    chain = copy.deepcopy(models.Chat() | AlignerCorrector(aligner, on_correction=told.append))
+    assert chain.invoke("q").text == "<q|A(q)>"
+    assert chain.last.aligner is aligner
+
+
+_UNPICKLED = """
+import pickle, sys
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from aligner_chain import Aligner
+corrector = pickle.loads(bytes.fromhex(sys.argv[1]))
+corrector.aligner = Aligner.scripted(lambda exchange: f"<{exchange.question}|{exchange.answer}>")
+assert (FakeListChatModel(responses=["a"]) | corrector).invoke("q").text == "<q|a>"
+"""
+
+
+def test_a_corrector_that_is_sent_to_another_process_finds_the_question_there() -> None:
+    pickled = pickle.dumps(AlignerCorrector("some/aligner")).hex()
+    subprocess.run([sys.executable, "-c", _UNPICKLED, pickled], check=True)
 
 
 def test_alternatives(models: SimpleNamespace, aligner: Aligner) -> None:

@@ -519,3 +519,12 @@ async def test_the_events_of_an_aligned_model_show_no_uncorrected_word(
     streamed = [event["data"]["chunk"].text for event in events if event["event"] == "on_chat_model_stream"]
     assert "".join(streamed) == "good answer to: say hi"
     assert "bad answer" not in str(events)
+
+
+def test_a_cache_tells_servers_apart() -> None:
+    corrector = AlignerCorrector(Aligner.scripted(lambda exchange: exchange.answer))
+    urls = ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
+    models = [ChatOpenAI(model="gpt-4o", api_key="x", base_url=url) for url in urls]
+    assert len({AlignedChatModel(llm=model, corrector=corrector)._get_llm_string() for model in models}) == 2
+    assert models[0].profile
+    assert AlignedChatModel(llm=models[0], corrector=corrector).profile == models[0].profile
