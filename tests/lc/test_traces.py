@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import add
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -22,13 +24,14 @@ from langsmith.run_helpers import tracing_context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from upstreams import StreamingUpstream
 
 from aligner_chain import Aligner, telemetry
 from aligner_chain.checkpoint import AlignerMetadata
 from aligner_chain.engines.base import Request, Ticket
 from aligner_chain.engines.scripted import ScriptedEngine
 from aligner_chain.errors import CapabilityError
-from aligner_chain.langchain import AlignerCorrector
+from aligner_chain.langchain import AlignedChatModel, AlignerCorrector
 
 
 class Trace(BaseCallbackHandler):
@@ -154,6 +157,19 @@ async def test_langsmith_sees_the_aligner_below_the_corrector(
         assert runs["Aligner"]["parent_run_id"] == runs["AlignerCorrector"]["id"]
         assert runs["AlignerCorrector"]["parent_run_id"] == runs["RunnableSequence"]["id"]
         assert runs["Aligner"]["extra"]["metadata"]["ls_model_name"] == "counting@1"
+
+
+async def test_langsmith_sees_nothing_inside_an_aligned_model(models: SimpleNamespace, langsmith_server: Any) -> None:
+    client = Client(f"http://127.0.0.1:{langsmith_server.server_port}", api_key="x", auto_batch_tracing=False, info={})
+    replies = [AIMessage("FIX\ngood") for _ in range(4)]
+    corrector = AlignerCorrector(Aligner.from_chat_model(models.Scripted(answers=replies)), prompt_source="explicit")
+    model = AlignedChatModel(llm=StreamingUpstream(), corrector=corrector)
+    with tracing_context(enabled=True, client=client):
+        answers = [model.invoke("q"), await model.ainvoke("q")]
+        answers += [reduce(add, model.stream("q")), reduce(add, [piece async for piece in model.astream("q")])]
+    assert [answer.text for answer in answers] == ["good"] * 4
+    assert set(posted(langsmith_server)) == {"AlignedChatModel"}
+    assert "a bad answer" not in str(langsmith_server.runs)
 
 
 # OpenTelemetry
