@@ -117,15 +117,15 @@ def recorder_cost(rounds: int, blocks: int) -> dict[str, Any]:
 
     bare, recorded = in_turns(asked(None), asked(recording.recorder()), rounds, blocks)
     bare_again, idle = in_turns(asked(None), asked(Idle()), rounds, blocks)
-    costs = [with_it - without for without, with_it in zip(bare, recorded, strict=True)]
-    idle_costs = [with_it - without for without, with_it in zip(bare_again, idle, strict=True)]
+    # The best of each side: a difference within one round would gain where only its bare side was disturbed.
+    cost = min(recorded) - min(bare)
     return {
         "without_us": bare,
         "with_us": recorded,
-        "cost_us": costs,
-        "idle_handler_cost_us": idle_costs,
+        "cost_us": cost,
+        "idle_handler_cost_us": min(idle) - min(bare_again),
         "budget_us": 60,
-        "met": min(costs) <= 60,
+        "met": cost <= 60,
     }
 
 
@@ -134,14 +134,8 @@ def component_cost(rounds: int, blocks: int) -> dict[str, Any]:
     corrector = AlignerCorrector(Aligner(Immediate(), metadata=metadata), question="q")
     yardstick, message = RunnableLambda(nested_run), Canned().invoke("q")
     lambdas, ours = in_turns(lambda: yardstick.invoke(message), lambda: corrector.invoke(message), rounds, blocks)
-    ratios = [mine / theirs for theirs, mine in zip(lambdas, ours, strict=True)]
-    return {
-        "lambda_us": lambdas,
-        "component_us": ours,
-        "ratio": ratios,
-        "budget_ratio": 1.5,
-        "met": min(ratios) <= 1.5,
-    }
+    ratio = min(ours) / min(lambdas)
+    return {"lambda_us": lambdas, "component_us": ours, "ratio": ratio, "budget_ratio": 1.5, "met": ratio <= 1.5}
 
 
 def main() -> None:
@@ -166,19 +160,19 @@ def main() -> None:
 
 def table(result: dict[str, Any]) -> str:
     recorder, component = result["recorder"], result["component"]
-    rows = [
-        ("prompt | model", recorder["without_us"], "us"),
-        ("prompt | model, recorder on", recorder["with_us"], "us"),
-        ("cost of the recorder (budget 60)", recorder["cost_us"], "us"),
-        ("cost of a handler that does nothing", recorder["idle_handler_cost_us"], "us"),
-        ("RunnableLambda with a nested run", component["lambda_us"], "us"),
-        ("AlignerCorrector", component["component_us"], "us"),
-        ("ratio of the two (budget 1.5)", component["ratio"], "x"),
-    ]
-    return "\n".join(
-        f"{name:<38} best {min(values):7.2f}   median {statistics.median(values):7.2f} {unit}"
-        for name, values, unit in rows
+    rows = {
+        "prompt | model": recorder["without_us"],
+        "prompt | model, recorder on": recorder["with_us"],
+        "RunnableLambda with a nested run": component["lambda_us"],
+        "AlignerCorrector": component["component_us"],
+    }
+    lines = [f"{name:<34} best {min(us):7.2f}   median {statistics.median(us):7.2f} us" for name, us in rows.items()]
+    lines.append(
+        f"the recorder costs {recorder['cost_us']:.1f} us an invoke (budget 60), "
+        f"a handler that does nothing {recorder['idle_handler_cost_us']:.1f} us"
     )
+    lines.append(f"the component costs {component['ratio']:.2f} times the RunnableLambda (budget 1.5)")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -233,20 +233,17 @@ class PromptRecorder(BaseCallbackHandler):
             tuple([message.id for message in messages if message.id and not message.id.startswith(_OF_A_RUN)]),
             upstream_in(messages[0].response_metadata) if messages else None,
         )
-        self._remember(record)
+        self._runs[run] = record
+        if ancestors:
+            self._families.setdefault(ancestors[-1], {})[run] = record
+        for message_id in record.message_ids:
+            self._named.setdefault(message_id, {})[run] = record
         for message in messages:
             self._keep_while_alive(message, record)
-        if record.root not in self._parents:
+        if not ancestors or ancestors[-1] not in self._parents:
             self._settle(record)
         if len(self._runs) > self.most_runs:
             self._forget(next(iter(self._runs.values())))
-
-    def _remember(self, record: PromptRecord) -> None:
-        self._runs[record.run] = record
-        if record.root is not None:
-            self._families.setdefault(record.root, {})[record.run] = record
-        for message_id in record.message_ids:
-            self._named.setdefault(message_id, {})[record.run] = record
 
     def _keep_while_alive(self, message: BaseMessage, record: PromptRecord) -> None:
         key, living = id(message), self._living
@@ -255,11 +252,11 @@ class PromptRecorder(BaseCallbackHandler):
             if living.get(key, (None,))[0] is dead:
                 living.pop(key, None)
 
-        reference, owners = living.get(key, (None, ()))
-        if reference is None or reference() is not message:
-            reference, owners = weakref.ref(message, forget), ()
-        # Two prompts are as ambiguous as many, so no more of them are kept.
-        living[key] = (reference, (*owners[-1:], record))
+        before = living.get(key)
+        if before is None or before[0]() is not message:
+            living[key] = (weakref.ref(message, forget), (record,))
+        else:  # Two prompts are as ambiguous as many, so no more of them are kept.
+            living[key] = (before[0], (before[1][-1], record))
 
     def _close(self, run: int) -> None:
         # Before the look at the family, because `_finish` looks the other way round: one of them sees the other.
