@@ -24,7 +24,7 @@ from aligner_chain.langchain.context import asilently, silent, silently
 from aligner_chain.langchain.correcting import Correcting, raise_or_return
 from aligner_chain.langchain.corrector import AlignerCorrector
 from aligner_chain.langchain.jobs import CONFIGURABLE, Asked
-from aligner_chain.langchain.messages import upstream_in
+from aligner_chain.langchain.messages import still_true, upstream_in
 from aligner_chain.streaming import closing_once
 
 _INHERITED = ("cache", "rate_limiter", "output_version", "profile", "disable_streaming", "tags", "callbacks")
@@ -121,7 +121,7 @@ class AlignedChatModel(BaseChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of a cache: `llm`'s own, and what else the text depends on. Whom a record is about changes no text."""
-        ours = {**self.corrector.identifying_params, **{key: kwargs[key] for key in _OF_THE_TEXT if key in kwargs}}
+        ours = {**self.corrector.identifying_params, **_keys(kwargs, _OF_THE_TEXT)}
         inner = self.llm._get_llm_string(stop=stop, **_without_keys(kwargs))
         return f"{inner}---{json.dumps(ours, sort_keys=True, default=str)}"
 
@@ -170,7 +170,7 @@ class AlignedChatModel(BaseChatModel):
                 # Without its run manager `llm` reports to nobody: there is one run, one count of tokens, no raw text.
                 result = self.llm._generate(messages, stop=stop, **settings)
             run_id = run_manager.run_id if run_manager else None
-            asked = Asked(messages, _configurable(kwargs), run_id, _upstream(result))
+            asked = Asked(messages, _keys(kwargs), run_id, _upstream(result))
             correcting = Correcting(self.corrector)
             jobs = [correcting.answer(asked, answer) for answer in _answers(result, run_id)]
             correcting.settle(jobs)
@@ -190,7 +190,7 @@ class AlignedChatModel(BaseChatModel):
             else:
                 result = await self.llm._agenerate(messages, stop=stop, **settings)
             run_id = run_manager.run_id if run_manager else None
-            asked = Asked(messages, _configurable(kwargs), run_id, _upstream(result))
+            asked = Asked(messages, _keys(kwargs), run_id, _upstream(result))
             correcting = Correcting(self.corrector)
             jobs = [correcting.answer(asked, answer) for answer in _answers(result, run_id)]
             await correcting.asettle(jobs)
@@ -203,7 +203,7 @@ class AlignedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        asked = Asked(messages, _configurable(kwargs))
+        asked = Asked(messages, _keys(kwargs))
         for piece in silently(self._pieces(asked, stop, _without_keys(kwargs))):
             yield ChatGenerationChunk(message=_as_chunk(piece))
 
@@ -214,7 +214,7 @@ class AlignedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        asked = Asked(messages, _configurable(kwargs))
+        asked = Asked(messages, _keys(kwargs))
         async with closing_once(asilently(self._apieces(asked, stop, _without_keys(kwargs)))) as pieces:
             async for piece in pieces:
                 yield ChatGenerationChunk(message=_as_chunk(piece))
@@ -299,12 +299,11 @@ def _metadata(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, A
 
 def _with_keys(config: RunnableConfig | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a call, with what its config says of the correction. A model's own work is not shown the config."""
-    configured = ensure_config(config).get("configurable", {})
-    return {**{key: configured[key] for key in _KEYS if key in configured}, **settings}
+    return {**_keys(ensure_config(config).get("configurable", {})), **settings}
 
 
-def _configurable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in _KEYS if key in settings}
+def _keys(settings: Mapping[str, Any], names: Sequence[str] = _KEYS) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
 
 
 def _without_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,10 +333,16 @@ def _upstream(result: ChatResult) -> str | None:
 
 def _with_answers(result: ChatResult, answers: Sequence[AIMessage]) -> ChatResult:
     generations = [
-        ChatGeneration(message=answer, generation_info=generation.generation_info)
+        ChatGeneration(message=answer, generation_info=_info(generation, answer))
         for generation, answer in zip(result.generations, answers, strict=True)
     ]
     return ChatResult(generations=generations, llm_output=result.llm_output)
+
+
+def _info(generation: ChatGeneration, answer: AIMessage) -> dict[str, Any] | None:
+    """What a provider tells of a generation, which LangChain adds to the message; not of tokens that are gone."""
+    info = generation.generation_info
+    return info if not info or answer.content == generation.message.content else still_true(info)
 
 
 def _message(chunk: ChatGenerationChunk) -> BaseMessage:

@@ -140,7 +140,7 @@ class Correcting:
                 await self._settings.on_correction.acall(job.correction)
 
     def _note(self, jobs: Sequence[Job]) -> None:
-        if self._settings.prompt_source == "auto":
+        if self._settings.records_prompts:
             for job in jobs:
                 if job.correction and job.correction.changed:
                     recorder().rewritten(job.correction.exchange.run_id, job.correction.text)

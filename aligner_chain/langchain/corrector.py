@@ -114,14 +114,19 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
 
     def __init__(self, aligner: Aligner | str | Path | None = None, **kwargs: Any) -> None:
         super().__init__(**{"aligner": aligner, **kwargs})
-        if self.prompt_source == "auto" and not self.question:
+        if self.records_prompts:
             recorder()
 
     def __setstate__(self, state: Any) -> None:
         """Puts the recorder to work in the process that an object was sent to as well."""
         super().__setstate__(state)
-        if self.prompt_source == "auto" and not self.question:
+        if self.records_prompts:
             recorder()
+
+    @property
+    def records_prompts(self) -> bool:
+        """Whether it needs the recorder, which nobody else puts to work."""
+        return self.prompt_source == "auto" and not self.question
 
     @field_validator("on_correction", mode="before")
     @classmethod

@@ -151,6 +151,19 @@ def corrector(aligner: Aligner, told: list[Correction]) -> AlignerCorrector:
     return AlignerCorrector(aligner, on_correction=told.append)
 
 
+@pytest.fixture
+def fix(asked: list[Exchange]) -> Aligner:
+    """Corrects "bad" to "good"; fails on "crash"."""
+
+    def correct(exchange: Exchange) -> str:
+        asked.append(exchange)
+        if "crash" in exchange.question:
+            raise RuntimeError("out of luck")
+        return exchange.answer.replace("bad", "good")
+
+    return Aligner.scripted(correct)
+
+
 class CountingEngine(ScriptedEngine):
     """Notes how many requests each call brings."""
 

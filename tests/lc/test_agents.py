@@ -28,19 +28,6 @@ CORRECTED = "a good answer"
 
 
 @pytest.fixture
-def fix(asked: list[Exchange]) -> Aligner:
-    """Corrects "bad" to "good"; fails on "crash"."""
-
-    def correct(exchange: Exchange) -> str:
-        asked.append(exchange)
-        if "crash" in exchange.question:
-            raise RuntimeError("out of luck")
-        return exchange.answer.replace("bad", "good")
-
-    return Aligner.scripted(correct)
-
-
-@pytest.fixture
 def fixer(fix: Aligner, told: list[Correction]) -> AlignerCorrector:
     return AlignerCorrector(fix, on_correction=told.append)
 

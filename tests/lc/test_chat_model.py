@@ -25,23 +25,10 @@ from aligner_chain import (
     AlignerNotConfiguredError,
     CapabilityError,
     Correction,
-    Exchange,
     PromptNotFoundError,
 )
 from aligner_chain.errors import EngineError
 from aligner_chain.langchain import AlignedChatModel, AlignerCorrector
-
-
-@pytest.fixture
-def fix() -> Aligner:
-    """Corrects "bad" to "good"; fails on "crash"."""
-
-    def correct(exchange: Exchange) -> str:
-        if "crash" in exchange.question:
-            raise RuntimeError("out of luck")
-        return exchange.answer.replace("bad", "good")
-
-    return Aligner.scripted(correct)
 
 
 @pytest.fixture
@@ -264,6 +251,24 @@ def test_a_cache_tells_apart_what_changes_the_text(aligned: Any, told: list[Corr
     model.invoke("q", {"configurable": {"aligner_subject": "s"}})  # whom it is about changes no text
     assert len(upstream.asked) == 2
     assert aligned(upstream)._get_llm_string() != aligned(Upstream(model_name="other"))._get_llm_string()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", UPSTREAMS)
+async def test_what_tells_of_the_original_tokens_goes_with_them(aligned: Any, kind: Any, way: str) -> None:
+    """As ChatOpenAI gives log-probabilities: beside the message, where LangChain adds them only later."""
+
+    class Telling(kind):
+        def _generate(self, *given: Any, **kw: Any) -> Any:
+            result = super()._generate(*given, **kw)
+            result.generations[0].generation_info = {"finish_reason": "stop", "logprobs": [{"token": "a bad"}]}
+            return result
+
+    answer = await run(aligned(Telling()), way)
+    assert "a bad" not in str(answer)
+    assert answer.response_metadata["finish_reason"] == "stop"
+    same = AlignedChatModel(llm=Telling(), corrector=AlignerCorrector(Aligner.scripted(lambda e: e.answer)))
+    assert "logprobs" in same.invoke("q").response_metadata
 
 
 def test_what_langchain_does_around_a_model_is_taken_over(aligned: Any) -> None:

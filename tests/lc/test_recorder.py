@@ -511,7 +511,7 @@ from aligner_chain import Aligner
 from aligner_chain.langchain import AlignerCorrector, aligner_node
 hooks = len(context._configure_hooks)
 AlignerCorrector(Aligner.scripted(lambda exchange: "x"), prompt_source="explicit")
-AlignerCorrector(Aligner.scripted(lambda exchange: "x"), question="q")
+AlignerCorrector(Aligner.scripted(lambda exchange: "x"), question="q").invoke("a")
 assert len(context._configure_hooks) == hooks
 AlignerCorrector()
 AlignerCorrector()
