@@ -183,8 +183,8 @@ class Aligner:
         """The served text in pieces while it is decoded, and last the `Correction`.
 
         An answer that is kept comes as one piece, after the verdict. Of one that failed no text comes, except what was
-        out when a correction broke off; its original is the caller's to serve. An engine that gives no tokens before its end gives one piece. Closing the
-        iterator stops the decoding. Arguments and errors are those of `correct`.
+        out when a correction broke off; its original is the caller's to serve. An engine that gives no tokens before its
+        end gives one piece. Closing the iterator stops the decoding. Arguments and errors are those of `correct`.
         """
         with spans(self.identity, [exchange]) as observed:
             [job], tickets = self._start([exchange], criteria, strength, timeout, stream=True)

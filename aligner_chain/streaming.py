@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from types import AsyncGeneratorType
 from typing import TypeVar
 
@@ -16,7 +17,6 @@ from aligner_chain.exchange import Correction, edits_between
 
 UNCHECKED = "streamed before it was checked"
 """The reason, or part of it, of a correction whose text went out before its end was known."""
-
 
 _T = TypeVar("_T")
 
@@ -69,7 +69,7 @@ def woken(tickets: Sequence[Ticket], timeout: float | None) -> Iterator[None]:
     """Comes back whenever a ticket has something new, until it is done or `timeout` seconds have passed."""
     for ticket in tickets:
         news: queue.SimpleQueue[None] = queue.SimpleQueue()
-        ticket.watch(lambda news=news: news.put(None))  # type: ignore[misc]
+        ticket.watch(partial(news.put, None))
         ends = None if timeout is None else time.monotonic() + timeout
         while not ticket.future.done():
             try:
@@ -85,7 +85,7 @@ async def awoken(tickets: Sequence[Ticket], timeout: float | None) -> AsyncItera
     ends = None if timeout is None else loop.time() + timeout
     for ticket in tickets:
         news = asyncio.Event()
-        ticket.watch(lambda news=news: _wake(loop, news))  # type: ignore[misc]
+        ticket.watch(partial(_wake, loop, news))
         while not ticket.future.done():
             try:
                 async with asyncio.timeout_at(ends):

@@ -149,7 +149,7 @@ def prepare(value: object, source: Source) -> Job:
 
 def waiting_for_aligner(jobs: Sequence[Job], runs: Sequence[_Run]) -> tuple[list[Job], list[Exchange], list[_Run]]:
     """The jobs that need the Aligner, with their exchanges and, where there are any, the corrector's run of each."""
-    waiting = [(place, job, job.exchange) for place, job in enumerate(jobs) if job.exchange and job.correction is None]
+    waiting = [(place, job, job.exchange) for place, job in enumerate(jobs) if job.exchange and job.waits]
     chosen = [runs[place] for place, _, _ in waiting] if runs else []
     return [job for _, job, _ in waiting], [exchange for _, _, exchange in waiting], chosen
 

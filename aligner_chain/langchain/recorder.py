@@ -76,11 +76,6 @@ class PromptRecord(NamedTuple):
         """What was asked; nothing where no user said anything in words."""
         return worded(Turn(role=role, text=text) for role, text in self.asked)
 
-    @property
-    def root(self) -> int | None:
-        """The outermost of the runs around it."""
-        return self.ancestors[-1] if self.ancestors else None
-
 
 class PromptRecorder(BaseCallbackHandler):
     """Records prompts in bounded memory: text only, never a message object, whose images and owners would live on."""
@@ -273,8 +268,8 @@ class PromptRecorder(BaseCallbackHandler):
 
     def _forget(self, record: PromptRecord) -> None:
         self._runs.pop(record.run, None)
-        if record.root is not None:
-            _drop(self._families, record.root, record)
+        if record.ancestors:
+            _drop(self._families, record.ancestors[-1], record)
         for message_id in record.message_ids:
             _drop(self._named, message_id, record)
 
