@@ -25,6 +25,10 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "otel": ("opentelemetry-api",),
         "collect": ("SQLAlchemy", "alembic"),
         "train": ("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"),
+        "demo": (
+            *("langchain-core", "llama-index-core", "llama-index-retrievers-bm25", "SQLAlchemy", "alembic"),
+            *("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"),
+        ),
     }
 )
 

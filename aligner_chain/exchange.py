@@ -11,9 +11,9 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 Outcome = Literal["approved", "corrected", "kept", "skipped", "failed"]
@@ -115,6 +115,10 @@ class Correction:
         """Whether the served text differs from the answer."""
         return self.text != self.exchange.answer
 
+    def refused(self, reason: str) -> Correction:
+        """The correction as it is served where a check did not let it pass: `kept`, with the original's text."""
+        return replace(self, outcome="kept", reason=reason, text=self.exchange.answer, edits=(), criteria=())
+
     def raise_for_failure(self) -> Correction:
         """Raises the error of a failed correction; returns every other one."""
         if self.error is not None:
@@ -137,6 +141,19 @@ class Correction:
         size = f", {len(self.edits)} edit{'s' * (len(self.edits) != 1)}" if self.edits else ""
         keep = f", keep {self.scores['keep']:.2f}" if "keep" in self.scores else ""
         return f"{self.outcome}{f' ({why})' if why else ''}{size}{keep}"
+
+    def summary(self, *, keep_original: bool = False) -> dict[str, Any]:
+        """What the metadata of an answer tells of its correction; the original's text only with `keep_original`."""
+        told: dict[str, Any] = {
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "correction_id": self.id,
+            "aligner": self.aligner,
+            "edits": len(self.edits),
+        }
+        if keep_original:
+            told |= {"original": self.exchange.answer, "edit_list": [asdict(edit) for edit in self.edits]}
+        return told
 
 
 def edits_between(before: str, after: str) -> tuple[Edit, ...]:

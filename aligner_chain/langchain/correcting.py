@@ -14,7 +14,7 @@ from langchain_core.runnables.config import run_in_executor
 from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction
 from aligner_chain.langchain.jobs import Asked, Job, Source, enabled, prepare, waiting_for_aligner
-from aligner_chain.langchain.messages import deliver, summary
+from aligner_chain.langchain.messages import deliver
 from aligner_chain.langchain.recorder import recorder
 from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
 from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
@@ -122,7 +122,7 @@ class Correcting:
     def _end(self, job: Job, correction: Correction, out: StreamedAnswer) -> Iterable[Any]:
         """What is left of a stream of unchecked pieces. Half a correction is an error, whatever `on_error` says."""
         if correction.error is None:
-            return out.end(summary(correction, keep_original=self._settings.keep_original))
+            return out.end(correction.summary(keep_original=self._settings.keep_original))
         if out.started:
             raise correction.error
         return [marked_last(raise_or_return(self.result(job)))]

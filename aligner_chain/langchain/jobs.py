@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
@@ -14,16 +14,15 @@ from aligner_chain.errors import PromptNotFoundError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.langchain.messages import (
     Answer,
-    is_structured,
     known_turns,
     prompt_not_found,
     read_answer,
     run_id_of,
-    same_shape,
     skip_reason,
     upstream_in,
 )
 from aligner_chain.langchain.recorder import PromptRecord, recorder
+from aligner_chain.structured import is_structured, same_shape
 
 _T = TypeVar("_T")
 _Run = TypeVar("_Run")
@@ -121,10 +120,7 @@ class Job:
     def settle(self, correction: Correction) -> None:
         """Takes the Aligner's correction, or refuses it where it breaks what the answer is for."""
         if self.structured and correction.changed and not same_shape(correction.exchange.answer, correction.text):
-            reason = "the correction is not JSON of the same shape"
-            correction = replace(
-                correction, outcome="kept", reason=reason, text=correction.exchange.answer, edits=(), criteria=()
-            )
+            correction = correction.refused("the correction is not JSON of the same shape")
         self.correction = correction
 
 

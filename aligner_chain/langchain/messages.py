@@ -6,10 +6,9 @@ that came in where there was nothing to correct.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -27,6 +26,7 @@ from langchain_core.messages import (
 
 from aligner_chain.errors import PromptNotFoundError
 from aligner_chain.exchange import Correction, Turn
+from aligner_chain.structured import is_structured
 
 METADATA_KEY = "aligner"
 """Where `response_metadata` tells what became of the answer."""
@@ -39,7 +39,6 @@ _ROLE_OF: dict[type[BaseMessage], str] = {
     FunctionMessage: "tool",
 }
 _RUN_ID = re.compile(r"run-{1,2}([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-_STRUCTURED = ("{", "[", "`")
 _OF_THE_ORIGINAL = ("annotations", "citations", "logprobs")
 """What describes the tokens and characters of a text and is wrong for another one."""
 
@@ -154,19 +153,6 @@ def calls_tools(message: AIMessage) -> bool:
     return bool(called or "function_call" in message.additional_kwargs)
 
 
-def is_structured(text: str) -> bool:
-    """Whether a text is a JSON object or array, bare or fenced."""
-    return text.lstrip()[:1] in _STRUCTURED and same_shape(text, text)
-
-
-def same_shape(answer: str, correction: str) -> bool:
-    """Whether both are JSON objects or arrays (bare or fenced) with the same keys and kinds of values in them."""
-    try:
-        return bool(_shape(_json(answer)) == _shape(_json(correction)))
-    except (ValueError, RecursionError):
-        return False
-
-
 def deliver(given: AIMessage | str, correction: Correction, *, keep_original: bool = False) -> AIMessage | str:
     """The answer to hand on: a text for a text; for a message its copy, under the same id, with the corrected text."""
     if correction.outcome == "skipped":
@@ -176,22 +162,8 @@ def deliver(given: AIMessage | str, correction: Correction, *, keep_original: bo
     content, metadata = given.content, given.response_metadata
     if correction.changed:
         content, metadata = _with_text(content, correction.text), still_true(metadata)
-    metadata = {**metadata, METADATA_KEY: summary(correction, keep_original=keep_original)}
+    metadata = {**metadata, METADATA_KEY: correction.summary(keep_original=keep_original)}
     return given.model_copy(update={"content": content, "response_metadata": metadata})
-
-
-def summary(correction: Correction, *, keep_original: bool = False) -> dict[str, Any]:
-    """What `response_metadata` tells of a correction; the original's text only with `keep_original`."""
-    told: dict[str, Any] = {
-        "outcome": correction.outcome,
-        "reason": correction.reason,
-        "correction_id": correction.id,
-        "aligner": correction.aligner,
-        "edits": len(correction.edits),
-    }
-    if keep_original:
-        told |= {"original": correction.exchange.answer, "edit_list": [asdict(edit) for edit in correction.edits]}
-    return told
 
 
 def prompt_not_found(reason: Literal["unknown", "ambiguous", "wordless"]) -> PromptNotFoundError:
@@ -232,31 +204,6 @@ def role_of(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
         return message.role
     return next((role for kind, role in _ROLE_OF.items() if isinstance(message, kind)), message.type)
-
-
-def _json(text: str) -> Any:
-    """The object or array that a text consists of. Raises `ValueError` where it is anything else."""
-    bare = _unfenced(text.strip())
-    if not bare.startswith(("{", "[")):
-        raise ValueError("neither an object nor an array")
-    return json.loads(bare)
-
-
-def _unfenced(text: str) -> str:
-    """What stands in a fence of Markdown, or the text itself. Not by a pattern, which a hostile text can make slow."""
-    first, _, rest = text.partition("\n")
-    if first.strip().lower() not in ("```", "```json") or not rest.endswith("```"):
-        return text
-    return rest.removesuffix("```").strip()
-
-
-def _shape(value: Any) -> Any:
-    """What a parser of the value relies on: keys and kinds, but neither the values nor how many a list has."""
-    if isinstance(value, dict):
-        return {key: _shape(held) for key, held in value.items()}
-    if isinstance(value, list):
-        return sorted({json.dumps(_shape(held), sort_keys=True) for held in value})
-    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 
 def _refuses(message: AIMessage) -> bool:
