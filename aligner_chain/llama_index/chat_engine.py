@@ -1,0 +1,160 @@
+"""The form for chat engines: all four methods, and a memory that holds the corrected answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
+from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine, StreamingAgentChatResponse
+from llama_index.core.memory import BaseMemory
+from llama_index.core.schema import NodeWithScore
+
+from aligner_chain.aligner import Aligner
+from aligner_chain.errors import ConfigurationError
+from aligner_chain.llama_index.chat_streams import CorrectedChatStream
+from aligner_chain.llama_index.memory import areplace_answer, replace_answer
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, as_postprocessor
+from aligner_chain.llama_index.responses import is_corrected
+from aligner_chain.llama_index.streams import CorrectedAsyncStream, CorrectedStream
+
+_ANSWERS = (Response, StreamingResponse, AsyncStreamingResponse)
+
+
+class AlignerChatEngine(BaseChatEngine):
+    """A chat engine whose answers are corrected: `AlignerChatEngine(index.as_chat_engine(), postprocessor)`.
+
+    The Aligner reads the conversation, the message, the answer and the nodes that were retrieved for it. The engine
+    inside writes each answer into its memory, where the corrected one then takes its place; an answer whose correction
+    was raised is taken out. What streams is corrected in the background, whether anybody reads it or not.
+
+    Args:
+        chat_engine: the engine.
+        postprocessor: how to correct; an `Aligner`, a folder or a hub id stands for one with its defaults, and None for
+            `AlignerResponsePostprocessor()`.
+        memory: the engine's memory, for an engine that does not keep it where LlamaIndex's own do.
+
+    Raises:
+        ConfigurationError: the engine is one of these already, or its memory was not found.
+    """
+
+    def __init__(
+        self,
+        chat_engine: BaseChatEngine,
+        postprocessor: AlignerResponsePostprocessor | Aligner | str | Path | None = None,
+        memory: BaseMemory | None = None,
+    ) -> None:
+        if isinstance(chat_engine, AlignerChatEngine):
+            raise ConfigurationError("This AlignerChatEngine corrects its answers already. Use it as it is.")
+        memory = memory or getattr(chat_engine, "_memory", None)
+        if memory is None:
+            raise ConfigurationError(
+                f"The memory of this {type(chat_engine).__name__} was not found, and would keep the uncorrected answers. "
+                "Give it as well: AlignerChatEngine(chat_engine, postprocessor, memory=memory)."
+            )
+        self.chat_engine, self.postprocessor = chat_engine, as_postprocessor(postprocessor)
+        self._memory = memory
+
+    @property
+    def chat_history(self) -> list[ChatMessage]:
+        return self.chat_engine.chat_history
+
+    def reset(self) -> None:
+        self.chat_engine.reset()
+
+    def chat(self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any) -> AgentChatResponse:
+        history = self._memory.get_all() if chat_history is None else chat_history
+        answer = cast(AgentChatResponse, self.chat_engine.chat(message, chat_history, **kwargs))
+        try:
+            corrected = self.postprocessor.postprocess_response(
+                _response(answer), query_str=message, chat_history=history
+            )
+        except BaseException:
+            replace_answer(self._memory, answer.response, None)  # Nobody was given this answer.
+            raise
+        if corrected.response != answer.response:
+            replace_answer(self._memory, answer.response, corrected.response)
+        return replace(answer, response=corrected.response or "", metadata=corrected.metadata)
+
+    async def achat(
+        self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
+    ) -> AgentChatResponse:
+        history = await self._memory.aget_all() if chat_history is None else chat_history
+        answer = cast(AgentChatResponse, await self.chat_engine.achat(message, chat_history, **kwargs))
+        try:
+            corrected = await self.postprocessor.apostprocess_response(
+                _response(answer), query_str=message, chat_history=history
+            )
+        except BaseException:
+            await areplace_answer(self._memory, answer.response, None)
+            raise
+        if corrected.response != answer.response:
+            await areplace_answer(self._memory, answer.response, corrected.response)
+        return replace(answer, response=corrected.response or "", metadata=corrected.metadata)
+
+    def stream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
+    ) -> StreamingAgentChatResponse:
+        history = self._memory.get_all() if chat_history is None else chat_history
+        answer = self.chat_engine.stream_chat(message, chat_history, **kwargs)
+        if _streams_corrected(answer):
+            return answer
+        original = StreamingResponse(_pieces(answer), source_nodes=_nodes(answer))
+        corrected = self.postprocessor.postprocess_response(original, query_str=message, chat_history=history)
+        stream = CorrectedChatStream(
+            sources=answer.sources, source_nodes=original.source_nodes, metadata=corrected.metadata
+        )
+        stream.start(original, corrected, self._memory)
+        return stream
+
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
+    ) -> StreamingAgentChatResponse:
+        history = await self._memory.aget_all() if chat_history is None else chat_history
+        answer = await self.chat_engine.astream_chat(message, chat_history, **kwargs)
+        if _streams_corrected(answer):
+            return answer
+        original = AsyncStreamingResponse(_apieces(answer), source_nodes=_nodes(answer))
+        corrected = await self.postprocessor.apostprocess_response(original, query_str=message, chat_history=history)
+        stream = CorrectedChatStream(
+            sources=answer.sources, source_nodes=original.source_nodes, metadata=corrected.metadata
+        )
+        stream.start_async(original, corrected, self._memory)
+        return stream
+
+
+def _response(answer: AgentChatResponse) -> Response:
+    """The answer as a response; one of an engine that corrects already says so in its metadata."""
+    metadata = answer.metadata
+    for source in answer.sources:
+        raw = source.raw_output
+        if isinstance(raw, Response) and is_corrected(raw.metadata) and str(raw) == answer.response:
+            metadata = raw.metadata
+    return Response(answer.response, source_nodes=_nodes(answer), metadata=metadata)
+
+
+def _nodes(answer: AgentChatResponse | StreamingAgentChatResponse) -> list[NodeWithScore]:
+    """The nodes of an answer; LlamaIndex itself does not look for them in an AsyncStreamingResponse."""
+    inside = (source.raw_output for source in answer.sources)
+    return answer.source_nodes or [node for raw in inside if isinstance(raw, _ANSWERS) for node in raw.source_nodes]
+
+
+def _streams_corrected(answer: StreamingAgentChatResponse) -> bool:
+    """Whether the stream comes from an engine that corrects already."""
+    return any(isinstance(source.raw_output, CorrectedStream | CorrectedAsyncStream) for source in answer.sources)
+
+
+def _pieces(answer: StreamingAgentChatResponse) -> Generator[str, None, None]:
+    # LlamaIndex looks for the next piece without a pause; once its thread is done they are all there.
+    writer = getattr(answer, "write_response_to_history_thread", None)
+    if writer is not None:
+        writer.join()
+    yield from answer.response_gen
+
+
+async def _apieces(answer: StreamingAgentChatResponse) -> AsyncGenerator[str, None]:
+    async for piece in answer.async_response_gen():
+        yield piece

@@ -1,0 +1,83 @@
+"""Responses that stream: the answer is read to its end, corrected, and streamed again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+
+from aligner_chain.exchange import Correction
+from aligner_chain.llama_index.correcting import Correcting
+from aligner_chain.llama_index.responses import METADATA_KEY
+from aligner_chain.streaming import closing_once
+
+
+@dataclass
+class CorrectedStream(StreamingResponse):
+    """A stream that an Aligner corrects; its metadata tells of it once it has run."""
+
+
+@dataclass
+class CorrectedAsyncStream(AsyncStreamingResponse):
+    """The same for asyncio."""
+
+
+def corrected_stream(
+    response: StreamingResponse, correcting: Correcting, *, keep_original: bool = False
+) -> CorrectedStream:
+    """The response with its text corrected, which happens when it is read."""
+    metadata = dict(response.metadata or {})
+
+    def pieces() -> Generator[str, None, None]:
+        # Not response_gen, which is exhausted where somebody has read the response before.
+        answer = response.get_response().response or ""
+        with closing(_corrected(answer, correcting)) as corrected:
+            for piece in corrected:
+                if isinstance(piece, Correction):
+                    metadata[METADATA_KEY] = piece.summary(keep_original=keep_original)
+                elif piece:
+                    yield piece
+
+    return CorrectedStream(response_gen=pieces(), source_nodes=response.source_nodes, metadata=metadata)
+
+
+def corrected_async_stream(
+    response: AsyncStreamingResponse, correcting: Correcting, *, keep_original: bool = False
+) -> CorrectedAsyncStream:
+    """The same for asyncio."""
+    metadata: dict[str, Any] = dict(response.metadata or {})
+
+    async def pieces() -> AsyncGenerator[str, None]:
+        answer = (await response.get_response()).response or ""
+        async with closing_once(_acorrected(answer, correcting)) as corrected:
+            async for piece in corrected:
+                if isinstance(piece, Correction):
+                    metadata[METADATA_KEY] = piece.summary(keep_original=keep_original)
+                elif piece:
+                    yield piece
+
+    return CorrectedAsyncStream(response_gen=pieces(), source_nodes=response.source_nodes, metadata=metadata)
+
+
+def _corrected(answer: str, correcting: Correcting) -> Generator[str | Correction, None, None]:
+    """The correction and its text; or, where nothing is checked, pieces of the text and then the correction."""
+    if correcting.streams(answer):
+        yield from correcting.stream(answer)
+        return
+    correction = correcting.correct(answer)
+    yield correction
+    yield correction.text
+
+
+async def _acorrected(answer: str, correcting: Correcting) -> AsyncGenerator[str | Correction, None]:
+    if correcting.streams(answer):
+        async with closing_once(correcting.astream(answer)) as pieces:
+            async for piece in pieces:
+                yield piece
+        return
+    correction = await correcting.acorrect(answer)
+    yield correction
+    yield correction.text
