@@ -34,6 +34,7 @@ from aligner_chain.templates import CorrectionTemplate, Parsed, Rendered, get_te
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+    from llama_index.core.llms import LLM
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
@@ -89,13 +90,15 @@ class Aligner:
         return cls(engine, metadata=metadata, template=chosen, tokenizer=engine.tokenizer)
 
     @classmethod
-    def from_chat_model(cls, chat_model: BaseChatModel) -> Aligner:
-        """An Aligner without training: a LangChain chat model corrects under minimal-edit instructions."""
+    def from_chat_model(cls, chat_model: BaseChatModel | LLM) -> Aligner:
+        """An Aligner without training: a chat model of LangChain or LlamaIndex corrects under minimal-edit instructions."""
         from aligner_chain.engines.chat import TEMPLATE, ChatEngine
 
         model: Any = chat_model
-        name = getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__
-        return cls(ChatEngine(chat_model), metadata=AlignerMetadata(name=str(name), version="chat", template=TEMPLATE))
+        known = (getattr(model, "model_name", None), getattr(model, "model", None))
+        told = getattr(getattr(model, "metadata", None), "model_name", None)  # LlamaIndex
+        name = next((str(name) for name in (*known, told) if name and name != "unknown"), type(model).__name__)
+        return cls(ChatEngine(chat_model), metadata=AlignerMetadata(name=name, version="chat", template=TEMPLATE))
 
     @classmethod
     def scripted(cls, script: Callable[[Exchange], str]) -> Aligner:

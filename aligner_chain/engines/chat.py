@@ -1,9 +1,11 @@
-"""No trained Aligner yet: any LangChain chat model corrects under minimal-edit instructions."""
+"""No trained Aligner yet: any chat model of LangChain or LlamaIndex corrects under minimal-edit instructions."""
 
 from __future__ import annotations
 
+import contextvars
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.engines.base import Generation, Request
@@ -12,6 +14,10 @@ from aligner_chain.errors import UnreadableCorrectionError
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+    from llama_index.core.llms import LLM
+
+WORKERS = 8
+"""Calls of `submit`, and within one of them calls of a LlamaIndex model, that run at once."""
 
 TEMPLATE = "minimal-edit/1"
 TAGS = ("aligner:internal", "nostream")
@@ -34,14 +40,41 @@ facts of your own. Never explain your changes."""
 class ChatEngine(TextEngine):
     """A chat model that follows instructions. Question and answer are passed as JSON, which no text can break out of."""
 
-    def __init__(self, chat_model: BaseChatModel) -> None:
-        super().__init__(workers=8)
-        self._chat_model = chat_model
+    def __init__(self, chat_model: BaseChatModel | LLM) -> None:
+        super().__init__(WORKERS)
+        self._reply: Callable[[Any, Sequence[str]], list[str | Exception]]
+        self._chat_model, self._reply = chat_model, _of_llama_index if is_llama_index(chat_model) else _of_langchain
 
     def _answered(self, requests: Sequence[Request]) -> Iterable[Generation | Exception]:
-        prompts: list[Any] = [[("system", INSTRUCTIONS), ("human", _payload(request))] for request in requests]
-        replies: list[Any] = self._chat_model.batch(prompts, config={"tags": list(TAGS)}, return_exceptions=True)
+        replies = self._reply(self._chat_model, [_payload(request) for request in requests])
         return [_read(request, reply) for request, reply in zip(requests, replies, strict=True)]
+
+
+def is_llama_index(model: object) -> bool:
+    """Whether a model is LlamaIndex's, told without importing it."""
+    return any(kind.__module__.partition(".")[0] == "llama_index" for kind in type(model).__mro__)
+
+
+def _of_langchain(model: Any, payloads: Sequence[str]) -> list[str | Exception]:
+    prompts = [[("system", INSTRUCTIONS), ("human", payload)] for payload in payloads]
+    replies = model.batch(prompts, config={"tags": list(TAGS)}, return_exceptions=True)
+    return [reply if isinstance(reply, Exception) else str(reply.text) for reply in replies]
+
+
+def _of_llama_index(model: Any, payloads: Sequence[str]) -> list[str | Exception]:
+    from llama_index.core.base.llms.types import ChatMessage, MessageRole
+
+    def reply(payload: str) -> str | Exception:
+        system = ChatMessage(role=MessageRole.SYSTEM, content=INSTRUCTIONS)
+        try:
+            return str(model.chat([system, ChatMessage(role=MessageRole.USER, content=payload)]).message.content or "")
+        except Exception as error:  # noqa: BLE001  A provider raises anything; it belongs to this answer alone.
+            return error
+
+    with ThreadPoolExecutor(min(WORKERS, len(payloads))) as pool:
+        # The caller's context goes along, so that the model's spans belong to the caller's trace.
+        running = [pool.submit(contextvars.copy_context().run, reply, payload) for payload in payloads]
+        return [call.result() for call in running]
 
 
 def _payload(request: Request) -> str:
@@ -54,11 +87,11 @@ def _payload(request: Request) -> str:
     return json.dumps({**payload, "answer": exchange.answer}, ensure_ascii=False, indent=1)
 
 
-def _read(request: Request, reply: Any) -> Generation | Exception:
-    """The chat model's message as a generation."""
+def _read(request: Request, reply: str | Exception) -> Generation | Exception:
+    """The chat model's reply as a generation."""
     if isinstance(reply, Exception):
         return reply
-    answer, text = exchange_of(request).answer, str(reply.text).strip()
+    answer, text = exchange_of(request).answer, reply.strip()
     verdict, _, correction = text.partition("\n")
     if text == "KEEP":
         return Generation(key=request.key, text=answer, approved=True)

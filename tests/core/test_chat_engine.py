@@ -1,4 +1,4 @@
-"""Any LangChain chat model as an Aligner."""
+"""Any chat model of LangChain or LlamaIndex as an Aligner."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from langchain_core.language_models import SimpleChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableLambda
+from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
 from pydantic import Field
 
 from aligner_chain import Aligner, Exchange, Turn
@@ -165,3 +166,41 @@ def test_the_model_gives_the_identity() -> None:
 
     assert Aligner.from_chat_model(Named()).identity == "gpt-x@chat"
     assert Aligner.from_chat_model(Recording()).identity == "Recording@chat"
+
+
+class Desk(CustomLLM):
+    """A LlamaIndex model that keeps what it was asked; an answer "raise" makes it fail."""
+
+    asked: list[str] = Field(default_factory=list)
+    name: str = "unknown"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(model_name=self.name)
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        self.asked.append(prompt)
+        if "raise" in prompt:
+            raise ConnectionError("the line is down")
+        return CompletionResponse(text="FIX\nWithin 30 days." if "90 days" in prompt else "KEEP")
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_model_of_llama_index_corrects_too() -> None:
+    desk = Desk()
+    with_passage = Exchange.of("Return?", "  Within 90 days.\n", context=("It is 30 days.",))
+    fixed, kept, failed = Aligner.from_chat_model(desk).correct(
+        [with_passage, Exchange.of("Return?", "Yes."), Exchange.of("Return?", "raise")]
+    )
+    assert (fixed.outcome, fixed.text) == ("corrected", "  Within 30 days.\n")
+    assert (kept.outcome, kept.text) == ("approved", "Yes.")
+    assert isinstance(failed.error, EngineError)
+    assert isinstance(failed.error.__cause__, ConnectionError)
+    assert any('"passages": [\n  "It is 30 days."' in prompt and "You edit answers." in prompt for prompt in desk.asked)
+
+
+def test_a_model_of_llama_index_is_named() -> None:
+    assert Aligner.from_chat_model(Desk(name="desk-1")).identity == "desk-1@chat"
+    assert Aligner.from_chat_model(Desk()).identity == "Desk@chat"
