@@ -21,9 +21,9 @@ demo: $(READY)
 test: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m "not soak" --benchmark-disable
 
-# The LangChain face on the lowest versions that pyproject.toml allows.
+# Both faces on the lowest versions that pyproject.toml allows.
 test-floor: $(FLOOR)/ready
-	$(OFFLINE) $(FLOOR)/bin/python -m pytest tests/lc
+	$(OFFLINE) $(FLOOR)/bin/python -m pytest tests/lc tests/li
 
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m soak
@@ -63,5 +63,5 @@ $(FLOOR)/ready: pyproject.toml constraints.txt constraints-floor.txt
 	cat constraints-floor.txt >> $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt hatchling editables
 	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt --no-build-isolation \
-		-e '.[agents,otel]' transformers opentelemetry-sdk hypothesis pytest pytest-asyncio pytest-socket
+		-e '.[agents,llama-index,otel]' transformers opentelemetry-sdk hypothesis pytest pytest-asyncio pytest-socket
 	touch $@

@@ -262,9 +262,13 @@ def test_the_doctor_says_a_broken_registry_once(tmp_path: Path, capsys: pytest.C
 def test_the_doctor_knows_the_extras_of_the_package() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     names = {extra: {re.split(r"[<>=]", one)[0] for one in needs} for extra, needs in declared.items()}
-    for extra, inner in (("train", "local"), ("agents", "langchain")):
-        names[extra] = (names[extra] - {f"aligner-chain[{inner}]"}) | names[inner]
-    assert {extra: set(packages) for extra, packages in EXTRAS.items()} == {extra: names[extra] for extra in EXTRAS}
+
+    def packages(extra: str) -> set[str]:
+        inner = [re.fullmatch(r"aligner-chain\[(.+)\]", name) for name in names[extra]]
+        others = [one for match in inner if match for one in match[1].split(",")]
+        return {name for name in names[extra] if "[" not in name}.union(*map(packages, others))
+
+    assert {extra: set(known) for extra, known in EXTRAS.items()} == {extra: packages(extra) for extra in EXTRAS}
     assert set(names) - set(EXTRAS) == {"all", "dev"}
 
 

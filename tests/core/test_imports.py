@@ -16,6 +16,12 @@ FRAMEWORKS = TRAINERS | MODELS | {"tokenizers", "langchain_core", "llama_index",
 PUBLIC = {
     "aligner_chain": {"Aligner", "Exchange", "Turn", "Correction"},
     "aligner_chain.langchain": {"AlignerCorrector", "AlignedChatModel", "AlignerMiddleware", "LocalChatModel"},
+    "aligner_chain.llama_index": {
+        "AlignerResponsePostprocessor",
+        "AlignerSynthesizer",
+        "AlignerQueryEngine",
+        "AlignerChatEngine",
+    },
     "bootstrap": {"CorrectionStore", "Collector", "Registry", "RoundConfig", "run_round"},
 }
 
@@ -32,6 +38,7 @@ def run(*command: str, folder: Path | None = None) -> subprocess.CompletedProces
         ("import aligner_chain.cli", FRAMEWORKS),
         ("import aligner_chain.langchain", TRAINERS | {"torch", "llama_index", "sqlalchemy", "langgraph"}),
         ("from aligner_chain.langchain import AlignerCorrector, LocalChatModel", TRAINERS | {"torch", "llama_index"}),
+        ("import aligner_chain.llama_index", TRAINERS | {"torch", "transformers", "langchain_core"}),
         ("import bootstrap", FRAMEWORKS),
         (
             "import bootstrap.store, bootstrap.collect, bootstrap.registry, bootstrap.pairs",
