@@ -17,7 +17,7 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.llama_index.chat_streams import CorrectedChatStream
 from aligner_chain.llama_index.memory import areplace_answer, replace_answer
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, as_postprocessor
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted
 from aligner_chain.llama_index.responses import is_corrected
 from aligner_chain.llama_index.streams import CorrectedAsyncStream, CorrectedStream
 
@@ -55,7 +55,7 @@ class AlignerChatEngine(BaseChatEngine):
                 f"The memory of this {type(chat_engine).__name__} was not found, and would keep the uncorrected answers. "
                 "Give it as well: AlignerChatEngine(chat_engine, postprocessor, memory=memory)."
             )
-        self.chat_engine, self.postprocessor = chat_engine, as_postprocessor(postprocessor)
+        self.chat_engine, self.postprocessor = chat_engine, fitted(postprocessor, chat_engine)
         self._memory = memory
 
     @property
@@ -66,7 +66,7 @@ class AlignerChatEngine(BaseChatEngine):
         self.chat_engine.reset()
 
     def chat(self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any) -> AgentChatResponse:
-        history = self._memory.get_all() if chat_history is None else chat_history
+        history = self._memory.get(input=message) if chat_history is None else chat_history
         answer = cast(AgentChatResponse, self.chat_engine.chat(message, chat_history, **kwargs))
         try:
             corrected = self.postprocessor.postprocess_response(
@@ -82,7 +82,7 @@ class AlignerChatEngine(BaseChatEngine):
     async def achat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
     ) -> AgentChatResponse:
-        history = await self._memory.aget_all() if chat_history is None else chat_history
+        history = await self._memory.aget(input=message) if chat_history is None else chat_history
         answer = cast(AgentChatResponse, await self.chat_engine.achat(message, chat_history, **kwargs))
         try:
             corrected = await self.postprocessor.apostprocess_response(
@@ -98,7 +98,7 @@ class AlignerChatEngine(BaseChatEngine):
     def stream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
     ) -> StreamingAgentChatResponse:
-        history = self._memory.get_all() if chat_history is None else chat_history
+        history = self._memory.get(input=message) if chat_history is None else chat_history
         answer = self.chat_engine.stream_chat(message, chat_history, **kwargs)
         if _streams_corrected(answer):
             return answer
@@ -113,7 +113,7 @@ class AlignerChatEngine(BaseChatEngine):
     async def astream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
     ) -> StreamingAgentChatResponse:
-        history = await self._memory.aget_all() if chat_history is None else chat_history
+        history = await self._memory.aget(input=message) if chat_history is None else chat_history
         answer = await self.chat_engine.astream_chat(message, chat_history, **kwargs)
         if _streams_corrected(answer):
             return answer

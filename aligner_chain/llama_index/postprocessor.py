@@ -22,7 +22,12 @@ from aligner_chain.hook import CorrectionHook
 from aligner_chain.llama_index.asked import asked
 from aligner_chain.llama_index.correcting import Correcting
 from aligner_chain.llama_index.responses import is_corrected, read
-from aligner_chain.llama_index.streams import corrected_async_stream, corrected_stream
+from aligner_chain.llama_index.streams import (
+    CorrectedAsyncStream,
+    CorrectedStream,
+    corrected_async_stream,
+    corrected_stream,
+)
 
 _R = TypeVar("_R", bound=RESPONSE_TYPE)
 
@@ -123,7 +128,7 @@ class AlignerResponsePostprocessor(BaseComponent):
             chat_history: the conversation before it.
         """
         query = _query(query_bundle, query_str)
-        if is_corrected(response.metadata):
+        if _is_corrected(response):
             return response
         return cast(_R, self._postprocess_response(response, self._correcting(response, query, chat_history)))
 
@@ -140,7 +145,7 @@ class AlignerResponsePostprocessor(BaseComponent):
         A `StreamingResponse` still blocks whoever reads it; under asyncio LlamaIndex makes an `AsyncStreamingResponse`.
         """
         query = _query(query_bundle, query_str)
-        if is_corrected(response.metadata):
+        if _is_corrected(response):
             return response
         return cast(_R, await self._apostprocess_response(response, self._correcting(response, query, chat_history)))
 
@@ -190,11 +195,26 @@ class AlignerResponsePostprocessor(BaseComponent):
         return Correcting(self, known)
 
 
-def as_postprocessor(
-    given: AlignerResponsePostprocessor | Aligner | str | Path | None,
+def fitted(
+    given: AlignerResponsePostprocessor | Aligner | str | Path | None, part: object
 ) -> AlignerResponsePostprocessor:
-    """The postprocessor itself, or one for the Aligner that was given in its place."""
-    return given if isinstance(given, AlignerResponsePostprocessor) else AlignerResponsePostprocessor(given)
+    """A postprocessor for a part of LlamaIndex, that also knows the part's word for no answer and the name of its model.
+
+    `given` is one, or stands for one with its defaults.
+    """
+    postprocessor = given if isinstance(given, AlignerResponsePostprocessor) else AlignerResponsePostprocessor(given)
+    empty = getattr(part, "_empty_response", None)
+    model = getattr(getattr(getattr(part, "_llm", None), "metadata", None), "model_name", None)
+    known = {
+        "skip_texts": (*postprocessor.skip_texts, *([empty] if empty else [])),
+        "upstream": postprocessor.upstream or (model if model != "unknown" else None),
+    }
+    return postprocessor.model_copy(update=known)
+
+
+def _is_corrected(response: RESPONSE_TYPE) -> bool:
+    # A stream's metadata says so only once it has been read.
+    return isinstance(response, CorrectedStream | CorrectedAsyncStream) or is_corrected(response.metadata)
 
 
 def _query(bundle: QueryBundle | None, text: str | None) -> QueryBundle | None:

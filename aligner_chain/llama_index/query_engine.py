@@ -14,7 +14,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, as_postprocessor
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted
 from aligner_chain.llama_index.synthesizer import AlignerSynthesizer
 
 
@@ -46,7 +46,7 @@ class AlignerQueryEngine(BaseQueryEngine):
                 f"This {type(query_engine).__name__} corrects its answers already. Use it as it is, or take the "
                 f"{'AlignerSynthesizer out of it' if synthesizer else 'outer AlignerQueryEngine away'}."
             )
-        self.query_engine, self.postprocessor = query_engine, as_postprocessor(postprocessor)
+        self.query_engine, self.postprocessor = query_engine, fitted(postprocessor, synthesizer)
         super().__init__(callback_manager or getattr(query_engine, "callback_manager", None))
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

@@ -56,7 +56,8 @@ class Answer:
         model = self.response.response
         if not self.field or not isinstance(model, BaseModel):
             return None
-        return type(model).model_validate({**dict(model), self.field: text})
+        values = {**dict(model), self.field: text}
+        return type(model).model_validate({_key(model, name): value for name, value in values.items()})
 
 
 def read(response: Response | PydanticResponse, pydantic_field: str | None) -> Answer:
@@ -108,6 +109,12 @@ def other_marks(correction: Correction, sources: int) -> str:
     if lost:
         return f"the correction lost {', '.join(lost)}"
     return f"the correction added {', '.join(added)}" if added else ""
+
+
+def _key(model: BaseModel, name: str) -> str:
+    """The name under which a model is given the value of one of its fields."""
+    alias = getattr(type(model).model_fields.get(name), "validation_alias", None)
+    return alias if isinstance(alias, str) else name
 
 
 def _marks(text: str, sources: int) -> set[str]:

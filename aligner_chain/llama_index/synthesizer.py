@@ -16,7 +16,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, as_postprocessor
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted
 
 
 class AlignerSynthesizer(BaseSynthesizer):
@@ -53,7 +53,7 @@ class AlignerSynthesizer(BaseSynthesizer):
                 "AlignerSynthesizer, or take a response_mode that writes one, such as ResponseMode.COMPACT."
             )
         self.synthesizer = synthesizer or get_response_synthesizer()
-        self.postprocessor = _fitted(as_postprocessor(postprocessor), self.synthesizer)
+        self.postprocessor = fitted(postprocessor, self.synthesizer)
 
     def __getattr__(self, name: str) -> Any:
         """What LlamaIndex reads of a synthesizer, such as `_llm` and `_prompt_helper`, is the inner one's."""
@@ -147,16 +147,6 @@ class AlignerSynthesizer(BaseSynthesizer):
 
     def _get_prompt_modules(self) -> dict[str, Any]:
         return self.synthesizer._get_prompt_modules()
-
-
-def _fitted(postprocessor: AlignerResponsePostprocessor, synthesizer: BaseSynthesizer) -> AlignerResponsePostprocessor:
-    empty = getattr(synthesizer, "_empty_response", None)
-    model = getattr(getattr(getattr(synthesizer, "_llm", None), "metadata", None), "model_name", None)
-    known = {
-        "skip_texts": (*postprocessor.skip_texts, *([empty] if empty else [])),
-        "upstream": postprocessor.upstream or (model if model != "unknown" else None),
-    }
-    return postprocessor.model_copy(update=known)
 
 
 def _bundle(query: QueryType) -> QueryBundle:
