@@ -83,7 +83,8 @@ def build_pairs(corrections: Iterable[Correction], *, minimum: int = 0) -> PairS
     """The preference pairs of corrections: prompt as asked, chosen is the correction, rejected the original.
 
     Left out are corrections that `failed`, left the answer `unchanged`, are `empty` on a side, are `not unicode` (lone
-    surrogates, which no tokenizer takes), or give a pair again (`duplicate`).
+    surrogates, which no tokenizer takes), or give a pair again (`duplicate`). So are those `with passages`: the upstream
+    read them in a prompt that is not recorded, and trained on the question alone it would learn to make facts up.
 
     Args:
         corrections: of the training split, normally `store.corrections("train")`.
@@ -263,6 +264,8 @@ def _unfit_pair(correction: Correction) -> str | None:
         return "failed"
     if not correction.changed:
         return "unchanged"
+    if correction.exchange.context:
+        return "with passages"
     return _unfit_text(correction)
 
 

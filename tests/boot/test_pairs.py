@@ -59,6 +59,7 @@ def test_a_pair_prefers_the_correction(make_correction):
         ("empty", {"turns": ()}),
         ("not unicode", {"text": "good \ud800"}),
         ("not unicode", {"turns": (Turn(role="user", text="\udfff"),)}),
+        ("with passages", {"context": ("It is so.",)}),
         ("duplicate", {}),
     ],
 )
