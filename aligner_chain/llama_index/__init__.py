@@ -3,7 +3,8 @@
 - `AlignerSynthesizer` in a query engine of your own: `index.as_query_engine(response_synthesizer=AlignerSynthesizer(...))`.
 - `AlignerQueryEngine` around any query engine that is ready.
 - `AlignerChatEngine` around any chat engine; its memory holds the corrected answers.
-- `AlignerResponsePostprocessor`, which the three use, for workflows and agents.
+- `AlignerFunctionAgent` and `AlignerReActAgent`.
+- `AlignerResponsePostprocessor`, which they all use, for workflows and code of your own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("llama-index-core", "llama-index") from error
 
+from aligner_chain.llama_index.agents import AlignerFunctionAgent, AlignerReActAgent
 from aligner_chain.llama_index.chat_engine import AlignerChatEngine
 from aligner_chain.llama_index.events import AlignEndEvent, AlignStartEvent
 from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor
@@ -27,7 +29,9 @@ __all__ = [
     "AlignEndEvent",
     "AlignStartEvent",
     "AlignerChatEngine",
+    "AlignerFunctionAgent",
     "AlignerQueryEngine",
+    "AlignerReActAgent",
     "AlignerResponsePostprocessor",
     "AlignerSynthesizer",
 ]

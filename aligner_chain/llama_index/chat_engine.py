@@ -17,7 +17,7 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.llama_index.chat_streams import CorrectedChatStream
 from aligner_chain.llama_index.memory import areplace_answer, replace_answer
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted, require_kind
 from aligner_chain.llama_index.responses import is_corrected
 from aligner_chain.llama_index.streams import CorrectedAsyncStream, CorrectedStream
 
@@ -47,6 +47,7 @@ class AlignerChatEngine(BaseChatEngine):
         postprocessor: AlignerResponsePostprocessor | Aligner | str | Path | None = None,
         memory: BaseMemory | None = None,
     ) -> None:
+        require_kind(chat_engine, BaseChatEngine, "AlignerChatEngine", "index.as_chat_engine()")
         if isinstance(chat_engine, AlignerChatEngine):
             raise ConfigurationError("This AlignerChatEngine corrects its answers already. Use it as it is.")
         memory = memory or getattr(chat_engine, "_memory", None)
@@ -100,8 +101,8 @@ class AlignerChatEngine(BaseChatEngine):
     ) -> StreamingAgentChatResponse:
         history = self._memory.get(input=message) if chat_history is None else chat_history
         answer = self.chat_engine.stream_chat(message, chat_history, **kwargs)
-        if _streams_corrected(answer):
-            return answer
+        if (inside := _corrected_inside(answer)) is not None:
+            return _passed_on(answer, inside)
         original = StreamingResponse(_pieces(answer), source_nodes=_nodes(answer))
         corrected = self.postprocessor.postprocess_response(original, query_str=message, chat_history=history)
         stream = CorrectedChatStream(
@@ -115,8 +116,8 @@ class AlignerChatEngine(BaseChatEngine):
     ) -> StreamingAgentChatResponse:
         history = await self._memory.aget(input=message) if chat_history is None else chat_history
         answer = await self.chat_engine.astream_chat(message, chat_history, **kwargs)
-        if _streams_corrected(answer):
-            return answer
+        if (inside := _corrected_inside(answer)) is not None:
+            return _passed_on(answer, inside)
         original = AsyncStreamingResponse(_apieces(answer), source_nodes=_nodes(answer))
         corrected = await self.postprocessor.apostprocess_response(original, query_str=message, chat_history=history)
         stream = CorrectedChatStream(
@@ -142,9 +143,19 @@ def _nodes(answer: AgentChatResponse | StreamingAgentChatResponse) -> list[NodeW
     return answer.source_nodes or [node for raw in inside if isinstance(raw, _ANSWERS) for node in raw.source_nodes]
 
 
-def _streams_corrected(answer: StreamingAgentChatResponse) -> bool:
-    """Whether the stream comes from an engine that corrects already."""
-    return any(isinstance(source.raw_output, CorrectedStream | CorrectedAsyncStream) for source in answer.sources)
+def _corrected_inside(answer: StreamingAgentChatResponse) -> CorrectedStream | CorrectedAsyncStream | None:
+    """The stream of an engine that corrects already, if the answer comes from one."""
+    inside = (source.raw_output for source in answer.sources)
+    return next((raw for raw in inside if isinstance(raw, CorrectedStream | CorrectedAsyncStream)), None)
+
+
+def _passed_on(
+    answer: StreamingAgentChatResponse, inside: CorrectedStream | CorrectedAsyncStream
+) -> StreamingAgentChatResponse:
+    """The answer as it is, with what else every answer of an `AlignerChatEngine` has."""
+    answer.source_nodes = _nodes(answer)
+    answer.metadata = inside.metadata  # type: ignore[attr-defined]
+    return answer
 
 
 def _pieces(answer: StreamingAgentChatResponse) -> Generator[str, None, None]:

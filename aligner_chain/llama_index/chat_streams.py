@@ -24,8 +24,9 @@ class CorrectedChatStream(StreamingAgentChatResponse):
 
     @property
     def response_gen(self) -> Generator[str, None, None]:
-        # LlamaIndex looks for the next piece without a pause, which would take the Aligner's CPU away from it.
-        self.is_function_not_none_thread_event.wait()
+        if self.chat_stream is not None:
+            # LlamaIndex looks for the next piece without a pause, which would take the Aligner's CPU away from it.
+            self.is_function_not_none_thread_event.wait()
         yield from super().response_gen
 
     def start(self, original: StreamingResponse, corrected: StreamingResponse, memory: BaseMemory) -> None:

@@ -22,7 +22,7 @@ async def areplace_answer(memory: BaseMemory, answer: str, text: str | None) -> 
         message = messages[place]
         # Engines strip what they streamed.
         if message.role == MessageRole.ASSISTANT and (message.content or "").strip() == answer.strip():
-            messages[place : place + 1] = [] if text is None else [_saying(message, text)]
+            messages[place : place + 1] = [] if text is None else [saying(message, text)]
             await _put_back(memory, messages)
             return
 
@@ -42,6 +42,7 @@ async def _put_back(memory: BaseMemory, messages: Sequence[ChatMessage]) -> None
     await memory.sql_store.add_messages(memory.session_id, list(messages), status=MessageStatus.ACTIVE)
 
 
-def _saying(message: ChatMessage, text: str) -> ChatMessage:
+def saying(message: ChatMessage, text: str) -> ChatMessage:
+    """The message with another text."""
     others = [block for block in message.blocks if not isinstance(block, TextBlock)]
     return message.model_copy(update={"blocks": [TextBlock(text=text), *others]})

@@ -10,9 +10,11 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import (
     RESPONSE_TYPE,
     AsyncStreamingResponse,
+    PydanticResponse,
+    Response,
     StreamingResponse,
 )
-from llama_index.core.schema import BaseComponent, MetadataMode, QueryBundle
+from llama_index.core.schema import BaseComponent, MetadataMode, QueryBundle, QueryType
 from llama_index_instrumentation import get_dispatcher
 from pydantic import ConfigDict, Field, field_serializer, field_validator
 
@@ -55,7 +57,8 @@ class AlignerResponsePostprocessor(BaseComponent):
         on_correction: called with every `Correction` before the answer is returned, also when an error is raised. Its
             own errors are logged and counted in `on_correction_failures`. A coroutine function works under asyncio.
         on_error: what to do where the correction of an answer failed: "raise" its error, or "pass_through" the
-            original, with the outcome `failed` in its metadata. A missing question or Aligner is always raised.
+            original, with the outcome `failed` in its metadata. A missing question or Aligner is always raised; engines
+            that swallow errors (sub-questions) then answer without it.
         timeout: seconds for the correction of one answer. None: without end. What is not finished by then has failed.
         use_context: let the Aligner read the source nodes. What does not fit its window is left out, last nodes first.
         metadata_mode: which text of a node it reads; the default is what the language model read.
@@ -114,7 +117,7 @@ class AlignerResponsePostprocessor(BaseComponent):
     def postprocess_response(
         self,
         response: _R,
-        query_bundle: QueryBundle | None = None,
+        query_bundle: QueryType | None = None,
         query_str: str | None = None,
         *,
         chat_history: Sequence[ChatMessage] = (),
@@ -128,6 +131,7 @@ class AlignerResponsePostprocessor(BaseComponent):
             chat_history: the conversation before it.
         """
         query = _query(query_bundle, query_str)
+        _require_response(response)
         if _is_corrected(response):
             return response
         return cast(_R, self._postprocess_response(response, self._correcting(response, query, chat_history)))
@@ -135,7 +139,7 @@ class AlignerResponsePostprocessor(BaseComponent):
     async def apostprocess_response(
         self,
         response: _R,
-        query_bundle: QueryBundle | None = None,
+        query_bundle: QueryType | None = None,
         query_str: str | None = None,
         *,
         chat_history: Sequence[ChatMessage] = (),
@@ -145,6 +149,7 @@ class AlignerResponsePostprocessor(BaseComponent):
         A `StreamingResponse` still blocks whoever reads it; under asyncio LlamaIndex makes an `AsyncStreamingResponse`.
         """
         query = _query(query_bundle, query_str)
+        _require_response(response)
         if _is_corrected(response):
             return response
         return cast(_R, await self._apostprocess_response(response, self._correcting(response, query, chat_history)))
@@ -195,6 +200,14 @@ class AlignerResponsePostprocessor(BaseComponent):
         return Correcting(self, known)
 
 
+def require_kind(part: object, kind: type, wrapper: str, around: str) -> None:
+    """Raises `ConfigurationError` where what is to be wrapped is something else."""
+    if not isinstance(part, kind):
+        raise ConfigurationError(
+            f"{wrapper} goes around a {kind.__name__}, and this is a {type(part).__name__}: {wrapper}({around}, postprocessor)."
+        )
+
+
 def fitted(
     given: AlignerResponsePostprocessor | Aligner | str | Path | None, part: object
 ) -> AlignerResponsePostprocessor:
@@ -217,10 +230,20 @@ def _is_corrected(response: RESPONSE_TYPE) -> bool:
     return isinstance(response, CorrectedStream | CorrectedAsyncStream) or is_corrected(response.metadata)
 
 
-def _query(bundle: QueryBundle | None, text: str | None) -> QueryBundle | None:
+def _query(bundle: QueryType | None, text: str | None) -> QueryBundle | None:
     if bundle is not None and text is not None:
         raise ConfigurationError("Give the question as query_bundle= or as query_str=, not as both.")
-    return bundle if text is None else QueryBundle(text)
+    query = bundle if text is None else text
+    return QueryBundle(query) if isinstance(query, str) else query
+
+
+def _require_response(response: object) -> None:
+    if not isinstance(response, Response | StreamingResponse | AsyncStreamingResponse | PydanticResponse):
+        raise ConfigurationError(
+            f"A {type(response).__name__} is none of the responses that hold a query engine's answer (Response, "
+            "StreamingResponse, AsyncStreamingResponse, PydanticResponse). For a text write Response(text); for a chat "
+            "engine take AlignerChatEngine(chat_engine, postprocessor)."
+        )
 
 
 def _misused() -> ConfigurationError:

@@ -14,8 +14,8 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted
-from aligner_chain.llama_index.synthesizer import AlignerSynthesizer
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted, require_kind
+from aligner_chain.llama_index.synthesizer import require_answers
 
 
 class AlignerQueryEngine(BaseQueryEngine):
@@ -31,7 +31,7 @@ class AlignerQueryEngine(BaseQueryEngine):
             `AlignerResponsePostprocessor()`.
 
     Raises:
-        ConfigurationError: the engine corrects its answers already.
+        ConfigurationError: the engine corrects its answers already, or writes none.
     """
 
     def __init__(
@@ -40,12 +40,11 @@ class AlignerQueryEngine(BaseQueryEngine):
         postprocessor: AlignerResponsePostprocessor | Aligner | str | Path | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
+        require_kind(query_engine, BaseQueryEngine, "AlignerQueryEngine", "index.as_query_engine()")
+        if isinstance(query_engine, AlignerQueryEngine):
+            raise ConfigurationError("This AlignerQueryEngine corrects its answers already. Use it as it is.")
         synthesizer = getattr(query_engine, "_response_synthesizer", None)
-        if isinstance(query_engine, AlignerQueryEngine) or isinstance(synthesizer, AlignerSynthesizer):
-            raise ConfigurationError(
-                f"This {type(query_engine).__name__} corrects its answers already. Use it as it is, or take the "
-                f"{'AlignerSynthesizer out of it' if synthesizer else 'outer AlignerQueryEngine away'}."
-            )
+        require_answers(synthesizer)
         self.query_engine, self.postprocessor = query_engine, fitted(postprocessor, synthesizer)
         super().__init__(callback_manager or getattr(query_engine, "callback_manager", None))
 

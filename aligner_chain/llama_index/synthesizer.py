@@ -16,7 +16,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted, require_kind
 
 
 class AlignerSynthesizer(BaseSynthesizer):
@@ -45,14 +45,9 @@ class AlignerSynthesizer(BaseSynthesizer):
         synthesizer: BaseSynthesizer | None = None,
         postprocessor: AlignerResponsePostprocessor | Aligner | str | Path | None = None,
     ) -> None:
-        if isinstance(synthesizer, AlignerSynthesizer):
-            raise ConfigurationError("This AlignerSynthesizer corrects its answers already. Use it as it is.")
-        if isinstance(synthesizer, ContextOnly):
-            raise ConfigurationError(
-                "ContextOnly hands on the passages as they are: there is no answer to correct. Use it without an "
-                "AlignerSynthesizer, or take a response_mode that writes one, such as ResponseMode.COMPACT."
-            )
-        self.synthesizer = synthesizer or get_response_synthesizer()
+        self.synthesizer = get_response_synthesizer() if synthesizer is None else synthesizer
+        require_kind(self.synthesizer, BaseSynthesizer, "AlignerSynthesizer", "get_response_synthesizer()")
+        require_answers(self.synthesizer)
         self.postprocessor = fitted(postprocessor, self.synthesizer)
 
     def __getattr__(self, name: str) -> Any:
@@ -147,6 +142,19 @@ class AlignerSynthesizer(BaseSynthesizer):
 
     def _get_prompt_modules(self) -> dict[str, Any]:
         return self.synthesizer._get_prompt_modules()
+
+
+def require_answers(synthesizer: object) -> None:
+    """Raises `ConfigurationError` for a synthesizer whose answers are corrected already, or that writes none."""
+    if isinstance(synthesizer, AlignerSynthesizer):
+        raise ConfigurationError(
+            "This AlignerSynthesizer corrects its answers already. Use it, and its engine, as it is."
+        )
+    if isinstance(synthesizer, ContextOnly):
+        raise ConfigurationError(
+            "ContextOnly hands on the passages as they are: there is no answer to correct. Use it as it is, or take a "
+            "response_mode that writes one, such as ResponseMode.COMPACT."
+        )
 
 
 def _bundle(query: QueryType) -> QueryBundle:

@@ -21,6 +21,8 @@ PUBLIC = {
         "AlignerSynthesizer",
         "AlignerQueryEngine",
         "AlignerChatEngine",
+        "AlignerFunctionAgent",
+        "AlignerReActAgent",
     },
     "bootstrap": {"CorrectionStore", "Collector", "Registry", "RoundConfig", "run_round"},
 }
