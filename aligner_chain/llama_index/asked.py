@@ -28,17 +28,24 @@ _ROLE_OF = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A question with what belongs to it. `sources` is the number of nodes; `enabled` is the caller's choice."""
+class Tags:
+    """What the caller says of one call with LlamaIndex's `instrument_tags`: for the record, and whether to correct."""
 
-    turns: tuple[Turn, ...]
-    passages: tuple[str, ...] = ()
-    sources: int = 0
-    upstream: str | None = None
     subject: str | None = None
     tenant: str | None = None
     split_key: str | None = None
     enabled: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A question with what belongs to it. `sources` is the number of nodes."""
+
+    turns: tuple[Turn, ...]
+    tags: Tags
+    passages: tuple[str, ...] = ()
+    sources: int = 0
+    upstream: str | None = None
 
     def exchange(self, answer: str) -> Exchange:
         """The exchange that an answer makes of it."""
@@ -47,9 +54,9 @@ class Asked:
             answer=answer,
             context=self.passages,
             upstream=self.upstream,
-            subject=self.subject,
-            tenant=self.tenant,
-            split_key=self.split_key,
+            subject=self.tags.subject,
+            tenant=self.tags.tenant,
+            split_key=self.tags.split_key,
         )
 
 
@@ -61,22 +68,32 @@ def asked(
     context: MetadataMode | None = MetadataMode.LLM,
     upstream: str | None = None,
 ) -> Asked:
-    """What was asked, with the tags that `instrument_tags` set for this call.
+    """What was asked, in the call that is running.
 
     `context` says which text of the nodes goes along; None: none of it.
     """
-    question = query.query_str if query else ""
-    tags = active_instrument_tags.get()
-    turns = [*_turns(history), Turn(role="user", text=question)]
+    turns = [*_turns(history), Turn(role="user", text=query.query_str if query else "")]
     return Asked(
         turns=tuple(turn for turn in turns if turn.text.strip()),
+        tags=tags(),
         passages=() if context is None else passages(nodes, context),
         sources=len(nodes),
         upstream=upstream,
-        subject=_tag(tags, "aligner_subject", str),
-        tenant=_tag(tags, "aligner_tenant", str),
-        split_key=_tag(tags, "aligner_split_key", str),
-        enabled=_tag(tags, "aligner_enabled", bool) is not False,
+    )
+
+
+def tags() -> Tags:
+    """The tags of the call that is running.
+
+    Raises:
+        ConfigurationError: one is of the wrong type.
+    """
+    found = active_instrument_tags.get()
+    return Tags(
+        subject=_tag(found, "aligner_subject", str),
+        tenant=_tag(found, "aligner_tenant", str),
+        split_key=_tag(found, "aligner_split_key", str),
+        enabled=_tag(found, "aligner_enabled", bool) is not False,
     )
 
 
@@ -102,8 +119,8 @@ def _turns(history: Sequence[ChatMessage]) -> list[Turn]:
     return [Turn(role=_ROLE_OF[message.role], text=message.content or "") for message in history]
 
 
-def _tag(tags: Mapping[str, Any], key: str, kind: type[_T]) -> _T | None:
-    value = tags.get(key)
+def _tag(found: Mapping[str, Any], key: str, kind: type[_T]) -> _T | None:
+    value = found.get(key)
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(
             f"The instrument tag {key!r} must be a {kind.__name__}, not {type(value).__name__}: "

@@ -15,6 +15,7 @@ from llama_index.core.schema import NodeWithScore
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
+from aligner_chain.llama_index.asked import tags
 from aligner_chain.llama_index.chat_streams import CorrectedChatStream
 from aligner_chain.llama_index.memory import areplace_answer, replace_answer
 from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted, require_kind
@@ -67,7 +68,7 @@ class AlignerChatEngine(BaseChatEngine):
         self.chat_engine.reset()
 
     def chat(self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any) -> AgentChatResponse:
-        history = self._memory.get(input=message) if chat_history is None else chat_history
+        history = self._history(message, chat_history)
         answer = cast(AgentChatResponse, self.chat_engine.chat(message, chat_history, **kwargs))
         try:
             corrected = self.postprocessor.postprocess_response(
@@ -83,7 +84,7 @@ class AlignerChatEngine(BaseChatEngine):
     async def achat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
     ) -> AgentChatResponse:
-        history = await self._memory.aget(input=message) if chat_history is None else chat_history
+        history = await self._ahistory(message, chat_history)
         answer = cast(AgentChatResponse, await self.chat_engine.achat(message, chat_history, **kwargs))
         try:
             corrected = await self.postprocessor.apostprocess_response(
@@ -99,7 +100,7 @@ class AlignerChatEngine(BaseChatEngine):
     def stream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
     ) -> StreamingAgentChatResponse:
-        history = self._memory.get(input=message) if chat_history is None else chat_history
+        history = self._history(message, chat_history)
         answer = self.chat_engine.stream_chat(message, chat_history, **kwargs)
         if (inside := _corrected_inside(answer)) is not None:
             return _passed_on(answer, inside)
@@ -114,7 +115,7 @@ class AlignerChatEngine(BaseChatEngine):
     async def astream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
     ) -> StreamingAgentChatResponse:
-        history = await self._memory.aget(input=message) if chat_history is None else chat_history
+        history = await self._ahistory(message, chat_history)
         answer = await self.chat_engine.astream_chat(message, chat_history, **kwargs)
         if (inside := _corrected_inside(answer)) is not None:
             return _passed_on(answer, inside)
@@ -126,13 +127,22 @@ class AlignerChatEngine(BaseChatEngine):
         stream.start_async(original, corrected, self._memory)
         return stream
 
+    def _history(self, message: str, given: list[ChatMessage] | None) -> list[ChatMessage]:
+        """The conversation before the message, as it is now: engines add to the very list that they are given."""
+        tags()  # What is wrong with them shall show before there is an answer that could not be corrected.
+        return self._memory.get(input=message) if given is None else list(given)
+
+    async def _ahistory(self, message: str, given: list[ChatMessage] | None) -> list[ChatMessage]:
+        tags()
+        return await self._memory.aget(input=message) if given is None else list(given)
+
 
 def _response(answer: AgentChatResponse) -> Response:
     """The answer as a response; one of an engine that corrects already says so in its metadata."""
     metadata = answer.metadata
     for source in answer.sources:
         raw = source.raw_output
-        if isinstance(raw, Response) and is_corrected(raw.metadata) and str(raw) == answer.response:
+        if isinstance(raw, _ANSWERS) and is_corrected(raw.metadata) and str(raw) == answer.response:
             metadata = raw.metadata
     return Response(answer.response, source_nodes=_nodes(answer), metadata=metadata)
 

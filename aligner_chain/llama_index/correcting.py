@@ -108,7 +108,7 @@ class Correcting:
         return None
 
     def _skip_reason(self, answer: str) -> str:
-        if not self._asked.enabled:
+        if not self._asked.tags.enabled:
             return "the postprocessor is turned off for this call"
         if not answer.strip():
             return "the answer is empty"

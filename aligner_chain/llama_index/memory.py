@@ -17,6 +17,8 @@ def replace_answer(memory: BaseMemory, answer: str, text: str | None) -> None:
 
 async def areplace_answer(memory: BaseMemory, answer: str, text: str | None) -> None:
     """The same for asyncio."""
+    if not answer.strip():
+        return  # The upstream failed before it said anything; a message without a text is a tool call.
     messages = await _recent(memory)
     for place in reversed(range(len(messages))):
         message = messages[place]

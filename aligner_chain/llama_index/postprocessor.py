@@ -16,7 +16,7 @@ from llama_index.core.base.response.schema import (
 )
 from llama_index.core.schema import BaseComponent, MetadataMode, QueryBundle, QueryType
 from llama_index_instrumentation import get_dispatcher
-from pydantic import ConfigDict, Field, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
@@ -108,6 +108,12 @@ class AlignerResponsePostprocessor(BaseComponent):
     def _named(self, aligner: Aligner | str | Path | None) -> str | None:
         # An Aligner object cannot be written; what reads this takes the one that is configured there.
         return str(aligner) if isinstance(aligner, str | Path) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex's own takes what cannot be pickled out of the object itself, which could correct nothing afterwards.
+        state = BaseModel.__getstate__(self)
+        written = {"aligner": self._named(self.aligner), "on_correction": None}
+        return {**state, "__dict__": {**state["__dict__"], **written}}
 
     @property
     def on_correction_failures(self) -> int:

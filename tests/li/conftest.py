@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,30 @@ from llama_index.core.schema import NodeWithScore
 
 from aligner_chain import Aligner, Correction, Exchange
 from aligner_chain.llama_index import AlignerResponsePostprocessor
+
+WORKER = "_connection_worker_thread"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """LlamaIndex's `Memory` leaves its database to the garbage collector, when the loops that it ran in are closed."""
+    left = pytest.mark.filterwarnings(
+        f"ignore:Exception in thread .*{WORKER}:pytest.PytestUnhandledThreadExceptionWarning"
+    )
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(left)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _databases_end_here() -> Iterator[None]:
+    """So that no test of another module hears of it."""
+    before = set(threading.enumerate())
+    yield
+    workers = [thread for thread in threading.enumerate() if WORKER in thread.name and thread not in before]
+    if workers:
+        gc.collect()
+        for worker in workers:
+            worker.join(0.1)
 
 
 @pytest.fixture(autouse=True)
