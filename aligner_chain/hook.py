@@ -19,14 +19,17 @@ class CorrectionHook:
         self.function = function
         self.failures = 0
 
+    def __deepcopy__(self, memo: object) -> CorrectionHook:
+        return self  # Whom it tells is not copied along with what holds it.
+
     def __call__(self, correction: Correction) -> None:
         with self._guarded():
             result = self.function(correction)
             if inspect.iscoroutine(result):
                 result.close()
                 raise TypeError(
-                    "on_correction is a coroutine function, but the chain was run without asyncio: the correction was "
-                    "not handed over. Run the chain with ainvoke, abatch or astream, or give a plain function."
+                    "on_correction is a coroutine function, but the call was made without asyncio: the correction was not "
+                    "handed over. Use the asynchronous methods (ainvoke, aquery, achat), or give a plain function."
                 )
 
     async def acall(self, correction: Correction) -> None:
@@ -42,4 +45,4 @@ class CorrectionHook:
             yield
         except Exception:  # noqa: BLE001  Whatever the user's function raises, the answer must still be served.
             self.failures += 1
-            _LOG.exception("on_correction failed; the chain goes on")
+            _LOG.exception("on_correction failed; the answer is served all the same")

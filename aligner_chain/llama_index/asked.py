@@ -72,7 +72,9 @@ def asked(
 
     `context` says which text of the nodes goes along; None: none of it.
     """
-    turns = [*_turns(history), Turn(role="user", text=query.query_str if query else "")]
+    question = query.query_str if query else ""
+    # Without a question of its own, an earlier one of the history would be taken for it.
+    turns = [*_turns(history), Turn(role="user", text=question)] if question.strip() else []
     return Asked(
         turns=tuple(turn for turn in turns if turn.text.strip()),
         tags=tags(),

@@ -12,17 +12,20 @@ from llama_index.core.base.response.schema import AsyncStreamingResponse, Respon
 from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine, StreamingAgentChatResponse
 from llama_index.core.memory import BaseMemory
 from llama_index.core.schema import NodeWithScore
+from llama_index.core.tools import ToolOutput
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.llama_index.asked import tags
 from aligner_chain.llama_index.chat_streams import CorrectedChatStream
 from aligner_chain.llama_index.memory import areplace_answer, replace_answer
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted, require_kind
-from aligner_chain.llama_index.responses import is_corrected
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor
+from aligner_chain.llama_index.responses import CorrectedResponse
 from aligner_chain.llama_index.streams import CorrectedAsyncStream, CorrectedStream
+from aligner_chain.llama_index.wrapping import fitted, require_kind
 
 _ANSWERS = (Response, StreamingResponse, AsyncStreamingResponse)
+_CORRECTED = (CorrectedResponse, CorrectedStream, CorrectedAsyncStream)
 
 
 class AlignerChatEngine(BaseChatEngine):
@@ -79,7 +82,7 @@ class AlignerChatEngine(BaseChatEngine):
             raise
         if corrected.response != answer.response:
             replace_answer(self._memory, answer.response, corrected.response)
-        return replace(answer, response=corrected.response or "", metadata=corrected.metadata)
+        return _delivered(answer, corrected)
 
     async def achat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
@@ -95,11 +98,11 @@ class AlignerChatEngine(BaseChatEngine):
             raise
         if corrected.response != answer.response:
             await areplace_answer(self._memory, answer.response, corrected.response)
-        return replace(answer, response=corrected.response or "", metadata=corrected.metadata)
+        return _delivered(answer, corrected)
 
     def stream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
-    ) -> StreamingAgentChatResponse:
+    ) -> CorrectedChatStream:
         history = self._history(message, chat_history)
         answer = self.chat_engine.stream_chat(message, chat_history, **kwargs)
         if (inside := _corrected_inside(answer)) is not None:
@@ -114,7 +117,7 @@ class AlignerChatEngine(BaseChatEngine):
 
     async def astream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None, **kwargs: Any
-    ) -> StreamingAgentChatResponse:
+    ) -> CorrectedChatStream:
         history = await self._ahistory(message, chat_history)
         answer = await self.chat_engine.astream_chat(message, chat_history, **kwargs)
         if (inside := _corrected_inside(answer)) is not None:
@@ -138,13 +141,32 @@ class AlignerChatEngine(BaseChatEngine):
 
 
 def _response(answer: AgentChatResponse) -> Response:
-    """The answer as a response; one of an engine that corrects already says so in its metadata."""
-    metadata = answer.metadata
-    for source in answer.sources:
-        raw = source.raw_output
-        if isinstance(raw, _ANSWERS) and is_corrected(raw.metadata) and str(raw) == answer.response:
-            metadata = raw.metadata
-    return Response(answer.response, source_nodes=_nodes(answer), metadata=metadata)
+    """The answer as a response, and one of an engine that corrects already as a corrected one."""
+    inside = (source.raw_output for source in answer.sources)
+    corrected = any(isinstance(raw, _CORRECTED) and str(raw) == answer.response for raw in inside)
+    kind = CorrectedResponse if corrected else Response
+    metadata = next((source.raw_output.metadata for source in answer.sources if corrected), answer.metadata)
+    return kind(answer.response, source_nodes=_nodes(answer), metadata=metadata)
+
+
+def _delivered(answer: AgentChatResponse, corrected: Response) -> AgentChatResponse:
+    sources = [_source(source, answer.response, corrected) for source in answer.sources]
+    return replace(
+        answer,
+        response=corrected.response or "",
+        sources=sources,
+        source_nodes=corrected.source_nodes,
+        metadata=corrected.metadata,
+    )
+
+
+def _source(source: ToolOutput, answer: str, corrected: Response) -> ToolOutput:
+    """What an engine's answer came from; the answer itself, where it came from another engine."""
+    if not isinstance(source.raw_output, _ANSWERS) or source.content != answer:
+        return source
+    return ToolOutput(
+        content=corrected.response or "", tool_name=source.tool_name, raw_input=source.raw_input, raw_output=corrected
+    )
 
 
 def _nodes(answer: AgentChatResponse | StreamingAgentChatResponse) -> list[NodeWithScore]:
@@ -161,11 +183,15 @@ def _corrected_inside(answer: StreamingAgentChatResponse) -> CorrectedStream | C
 
 def _passed_on(
     answer: StreamingAgentChatResponse, inside: CorrectedStream | CorrectedAsyncStream
-) -> StreamingAgentChatResponse:
-    """The answer as it is, with what else every answer of an `AlignerChatEngine` has."""
-    answer.source_nodes = _nodes(answer)
-    answer.metadata = inside.metadata  # type: ignore[attr-defined]
-    return answer
+) -> CorrectedChatStream:
+    """The answer of an engine that corrects already, as one of ours.
+
+    LlamaIndex's writer holds on to this very object, so it cannot be replaced by another.
+    """
+    answer.__class__ = CorrectedChatStream
+    stream = cast(CorrectedChatStream, answer)
+    stream.source_nodes, stream.metadata = _nodes(answer), inside.metadata
+    return stream
 
 
 def _pieces(answer: StreamingAgentChatResponse) -> Generator[str, None, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from llama_index.core.async_utils import asyncio_run
@@ -9,14 +10,23 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index.core.memory import BaseMemory, Memory
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 
+_REPLACING: set[asyncio.Future[None]] = set()  # asyncio itself holds its tasks weakly
+
 
 def replace_answer(memory: BaseMemory, answer: str, text: str | None) -> None:
     """Puts `text` in the place of the newest assistant message that says `answer`; None takes the message out."""
-    asyncio_run(areplace_answer(memory, answer, text))
+    asyncio_run(_replaced(memory, answer, text))
 
 
 async def areplace_answer(memory: BaseMemory, answer: str, text: str | None) -> None:
-    """The same for asyncio."""
+    """The same for asyncio; it is finished also where the caller is cancelled meanwhile, or the memory would lack what was taken out."""
+    replacing = asyncio.ensure_future(_replaced(memory, answer, text))
+    _REPLACING.add(replacing)
+    replacing.add_done_callback(_REPLACING.discard)
+    await asyncio.shield(replacing)
+
+
+async def _replaced(memory: BaseMemory, answer: str, text: str | None) -> None:
     if not answer.strip():
         return  # The upstream failed before it said anything; a message without a text is a tool call.
     messages = await _recent(memory)
@@ -46,5 +56,7 @@ async def _put_back(memory: BaseMemory, messages: Sequence[ChatMessage]) -> None
 
 def saying(message: ChatMessage, text: str) -> ChatMessage:
     """The message with another text."""
-    others = [block for block in message.blocks if not isinstance(block, TextBlock)]
-    return message.model_copy(update={"blocks": [TextBlock(text=text), *others]})
+    blocks, places = list(message.blocks), [i for i, block in enumerate(message.blocks) if isinstance(block, TextBlock)]
+    first = places[0] if places else len(blocks)  # Providers want a reasoning block before the text.
+    others = [block for block in blocks[first:] if not isinstance(block, TextBlock)]
+    return message.model_copy(update={"blocks": [*blocks[:first], TextBlock(text=text), *others]})

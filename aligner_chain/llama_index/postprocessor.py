@@ -23,7 +23,7 @@ from aligner_chain.errors import ConfigurationError
 from aligner_chain.hook import CorrectionHook
 from aligner_chain.llama_index.asked import asked
 from aligner_chain.llama_index.correcting import Correcting
-from aligner_chain.llama_index.responses import is_corrected, read
+from aligner_chain.llama_index.responses import CorrectedPydanticResponse, CorrectedResponse, read
 from aligner_chain.llama_index.streams import (
     CorrectedAsyncStream,
     CorrectedStream,
@@ -90,7 +90,7 @@ class AlignerResponsePostprocessor(BaseComponent):
     keep_original: bool = False
     upstream: str | None = None
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     def __init__(self, aligner: Aligner | str | Path | None = None, **kwargs: Any) -> None:
         super().__init__(**{"aligner": aligner, **kwargs})
@@ -170,8 +170,8 @@ class AlignerResponsePostprocessor(BaseComponent):
 
     @property
     def callback_manager(self) -> NoReturn:
-        """Raises: engines give it to their node postprocessors, so this is where the mistake shows first."""
-        raise _misused()
+        """There is none. Engines give one to their node postprocessors, so setting it is where the mistake shows first."""
+        raise AttributeError("callback_manager")
 
     @callback_manager.setter
     def callback_manager(self, manager: object) -> NoReturn:
@@ -202,38 +202,12 @@ class AlignerResponsePostprocessor(BaseComponent):
         self, response: RESPONSE_TYPE, query: QueryBundle | None, history: Sequence[ChatMessage]
     ) -> Correcting:
         context = self.metadata_mode if self.use_context else None
-        known = asked(query, response.source_nodes, history=history, context=context, upstream=self.upstream)
+        known = asked(query, response.source_nodes or (), history=history, context=context, upstream=self.upstream)
         return Correcting(self, known)
 
 
-def require_kind(part: object, kind: type, wrapper: str, around: str) -> None:
-    """Raises `ConfigurationError` where what is to be wrapped is something else."""
-    if not isinstance(part, kind):
-        raise ConfigurationError(
-            f"{wrapper} goes around a {kind.__name__}, and this is a {type(part).__name__}: {wrapper}({around}, postprocessor)."
-        )
-
-
-def fitted(
-    given: AlignerResponsePostprocessor | Aligner | str | Path | None, part: object
-) -> AlignerResponsePostprocessor:
-    """A postprocessor for a part of LlamaIndex, that also knows the part's word for no answer and the name of its model.
-
-    `given` is one, or stands for one with its defaults.
-    """
-    postprocessor = given if isinstance(given, AlignerResponsePostprocessor) else AlignerResponsePostprocessor(given)
-    empty = getattr(part, "_empty_response", None)
-    model = getattr(getattr(getattr(part, "_llm", None), "metadata", None), "model_name", None)
-    known = {
-        "skip_texts": (*postprocessor.skip_texts, *([empty] if empty else [])),
-        "upstream": postprocessor.upstream or (model if model != "unknown" else None),
-    }
-    return postprocessor.model_copy(update=known)
-
-
 def _is_corrected(response: RESPONSE_TYPE) -> bool:
-    # A stream's metadata says so only once it has been read.
-    return isinstance(response, CorrectedStream | CorrectedAsyncStream) or is_corrected(response.metadata)
+    return isinstance(response, CorrectedResponse | CorrectedPydanticResponse | CorrectedStream | CorrectedAsyncStream)
 
 
 def _query(bundle: QueryType | None, text: str | None) -> QueryBundle | None:

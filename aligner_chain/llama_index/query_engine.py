@@ -14,8 +14,9 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted, require_kind
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor
 from aligner_chain.llama_index.synthesizer import require_answers
+from aligner_chain.llama_index.wrapping import fitted, require_kind
 
 
 class AlignerQueryEngine(BaseQueryEngine):

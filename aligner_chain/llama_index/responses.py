@@ -6,8 +6,7 @@ A response sits in the events of a trace as well, so it is never changed: what c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from llama_index.core.base.response.schema import PydanticResponse, Response
 from pydantic import BaseModel, ValidationError
@@ -19,8 +18,18 @@ from aligner_chain.structured import same_shape
 METADATA_KEY = "aligner"
 """Where `response.metadata` tells what became of the answer, beside LlamaIndex's own keys, which are node ids."""
 
-_CITATION = re.compile(r"\[(\d{1,4})\]")
+_CITATION = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
 _PART = re.compile(r"^Response \d+:", re.MULTILINE)
+
+
+@dataclass
+class CorrectedResponse(Response):
+    """An answer that an Aligner has been at, which is told by this type: anybody may write metadata."""
+
+
+@dataclass
+class CorrectedPydanticResponse(PydanticResponse):
+    """The same for structured output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +50,33 @@ class Answer:
             self._model(correction.text)
         except ValidationError as error:
             return f"the correction is no valid {self.field}: {error.errors()[0]['msg']}"
+        except Exception as error:  # noqa: BLE001  A validator of the user's own raises anything.
+            return f"the correction is no valid {self.field}: {type(error).__name__}"
         return ""
 
-    def deliver(self, correction: Correction, *, keep_original: bool) -> Response | PydanticResponse:
+    def deliver(self, correction: Correction, *, keep_original: bool) -> CorrectedResponse | CorrectedPydanticResponse:
         """The response with the text that is to be served, and in its metadata what became of the answer."""
-        metadata = told(self.response.metadata, correction, keep_original=keep_original)
-        if not correction.changed:
-            return replace(self.response, metadata=metadata)
-        if isinstance(self.response, PydanticResponse):
-            return replace(self.response, response=self._model(correction.text), metadata=metadata)
-        return replace(self.response, response=correction.text, metadata=metadata)
+        given, summary = self.response, correction.summary(keep_original=keep_original)
+        metadata = {**(given.metadata or {}), METADATA_KEY: summary}
+        if isinstance(given, Response):
+            text = correction.text if correction.changed else given.response
+            return CorrectedResponse(text, given.source_nodes, metadata)
+        model = self._model(correction.text) if correction.changed else given.response
+        return CorrectedPydanticResponse(model, given.source_nodes, metadata)
 
     def _model(self, text: str) -> BaseModel | None:
+        """The model with its field changed. To validate the other fields again could change them."""
         model = self.response.response
         if not self.field or not isinstance(model, BaseModel):
             return None
-        values = {**dict(model), self.field: text}
-        return type(model).model_validate({_key(model, name): value for name, value in values.items()})
+        changed = model.model_copy()
+        try:
+            model.__pydantic_validator__.validate_assignment(changed, self.field, text)
+        except ValidationError as error:
+            if not error.errors()[0]["type"].startswith("frozen"):
+                raise
+            return model.model_copy(update={self.field: text})
+        return changed
 
 
 def read(response: Response | PydanticResponse, pydantic_field: str | None) -> Answer:
@@ -73,7 +92,10 @@ def read(response: Response | PydanticResponse, pydantic_field: str | None) -> A
     if pydantic_field is None or model is None:
         reason = "the answer is structured output; pydantic_field= names the field of it to correct"
         return Answer(response, str(response) if model else "", skip=reason)
-    text = getattr(model, pydantic_field, None)
+    held = dict(model)
+    text = held.get(pydantic_field)
+    if text is None and pydantic_field in held:
+        return Answer(response, "", field=pydantic_field)
     if not isinstance(text, str):
         texts = [name for name, value in dict(model).items() if isinstance(value, str)]
         raise ConfigurationError(
@@ -81,16 +103,6 @@ def read(response: Response | PydanticResponse, pydantic_field: str | None) -> A
             f"{', '.join(texts) or 'none'}. Name one with AlignerResponsePostprocessor(pydantic_field=...)."
         )
     return Answer(response, text, field=pydantic_field)
-
-
-def told(metadata: dict[str, Any] | None, correction: Correction, *, keep_original: bool) -> dict[str, Any]:
-    """The metadata with what became of the answer."""
-    return {**(metadata or {}), METADATA_KEY: correction.summary(keep_original=keep_original)}
-
-
-def is_corrected(metadata: dict[str, Any] | None) -> bool:
-    """Whether an Aligner has been there already."""
-    return isinstance((metadata or {}).get(METADATA_KEY), dict)
 
 
 def other_shape(correction: Correction) -> str:
@@ -111,12 +123,7 @@ def other_marks(correction: Correction, sources: int) -> str:
     return f"the correction added {', '.join(added)}" if added else ""
 
 
-def _key(model: BaseModel, name: str) -> str:
-    """The name under which a model is given the value of one of its fields."""
-    alias = getattr(type(model).model_fields.get(name), "validation_alias", None)
-    return alias if isinstance(alias, str) else name
-
-
 def _marks(text: str, sources: int) -> set[str]:
-    citations = {mark[0] for mark in _CITATION.finditer(text) if 1 <= int(mark[1]) <= sources}
+    numbers = {int(number) for mark in _CITATION.finditer(text) for number in mark[1].split(",")}
+    citations = {f"[{number}]" for number in numbers if 1 <= number <= sources}
     return citations | (set(_PART.findall(text)) if sources else set())

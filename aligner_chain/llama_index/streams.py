@@ -17,7 +17,7 @@ from aligner_chain.streaming import closing_once
 
 @dataclass
 class CorrectedStream(StreamingResponse):
-    """A stream that an Aligner corrects; its metadata tells of it once it has run."""
+    """A stream that an Aligner corrects; its metadata tells of it once it has been read."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ def corrected_stream(
     response: StreamingResponse, correcting: Correcting, *, keep_original: bool = False
 ) -> CorrectedStream:
     """The response with its text corrected, which happens when it is read."""
-    metadata = dict(response.metadata or {})
+    summary: dict[str, Any] = {}
 
     def pieces() -> Generator[str, None, None]:
         # Not response_gen, which is exhausted where somebody has read the response before.
@@ -37,29 +37,34 @@ def corrected_stream(
         with closing(_corrected(answer, correcting)) as corrected:
             for piece in corrected:
                 if isinstance(piece, Correction):
-                    metadata[METADATA_KEY] = piece.summary(keep_original=keep_original)
+                    summary.update(piece.summary(keep_original=keep_original))
                 elif piece:
                     yield piece
 
-    return CorrectedStream(response_gen=pieces(), source_nodes=response.source_nodes, metadata=metadata)
+    return CorrectedStream(pieces(), response.source_nodes, _with_summary(response, summary))
 
 
 def corrected_async_stream(
     response: AsyncStreamingResponse, correcting: Correcting, *, keep_original: bool = False
 ) -> CorrectedAsyncStream:
     """The same for asyncio."""
-    metadata: dict[str, Any] = dict(response.metadata or {})
+    summary: dict[str, Any] = {}
 
     async def pieces() -> AsyncGenerator[str, None]:
         answer = (await response.get_response()).response or ""
         async with closing_once(_acorrected(answer, correcting)) as corrected:
             async for piece in corrected:
                 if isinstance(piece, Correction):
-                    metadata[METADATA_KEY] = piece.summary(keep_original=keep_original)
+                    summary.update(piece.summary(keep_original=keep_original))
                 elif piece:
                     yield piece
 
-    return CorrectedAsyncStream(response_gen=pieces(), source_nodes=response.source_nodes, metadata=metadata)
+    return CorrectedAsyncStream(pieces(), response.source_nodes, _with_summary(response, summary))
+
+
+def _with_summary(response: StreamingResponse | AsyncStreamingResponse, summary: dict[str, Any]) -> dict[str, Any]:
+    """The metadata with a summary that is still empty: some engines give a response without metadata a dict of their own."""
+    return {**(response.metadata or {}), METADATA_KEY: summary}
 
 
 def _corrected(answer: str, correcting: Correcting) -> Generator[str | Correction, None, None]:

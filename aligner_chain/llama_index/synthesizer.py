@@ -7,16 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse, Response, StreamingResponse
+from llama_index.core.base.response.schema import (
+    RESPONSE_TYPE,
+    AsyncStreamingResponse,
+    PydanticResponse,
+    Response,
+    StreamingResponse,
+)
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
 from llama_index.core.response_synthesizers.context_only import ContextOnly
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
+from pydantic import BaseModel
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor, fitted, require_kind
+from aligner_chain.llama_index.postprocessor import AlignerResponsePostprocessor
+from aligner_chain.llama_index.wrapping import fitted, require_kind
 
 
 class AlignerSynthesizer(BaseSynthesizer):
@@ -121,6 +129,8 @@ class AlignerSynthesizer(BaseSynthesizer):
             return self.postprocessor.postprocess_response(StreamingResponse(text), query_str=query_str).response_gen
         if isinstance(text, str):
             return self.postprocessor.postprocess_response(Response(text), query_str=query_str).response or ""
+        if isinstance(text, BaseModel):
+            return self.postprocessor.postprocess_response(PydanticResponse(text), query_str=query_str).response or text
         return text
 
     async def _atext(self, text: RESPONSE_TEXT_TYPE, query_str: str) -> RESPONSE_TEXT_TYPE:
@@ -130,6 +140,9 @@ class AlignerSynthesizer(BaseSynthesizer):
         if isinstance(text, str):
             response = await self.postprocessor.apostprocess_response(Response(text), query_str=query_str)
             return response.response or ""
+        if isinstance(text, BaseModel):
+            model = await self.postprocessor.apostprocess_response(PydanticResponse(text), query_str=query_str)
+            return model.response or text
         return self._text(text, query_str)
 
     # The inner one's prompts under its own keys: one more level in a key is one more than LlamaIndex can read.

@@ -8,6 +8,7 @@ import pytest
 from llama_docs import DRAFT, ShopModel
 from llama_index.core import Document, Settings, SummaryIndex
 from llama_index.core.agent.workflow import AgentOutput, AgentStream, AgentWorkflow
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context
@@ -21,6 +22,7 @@ from aligner_chain.llama_index import (
     AlignerReActAgent,
     AlignerResponsePostprocessor,
 )
+from aligner_chain.llama_index.memory import saying
 
 PASSAGE = "A kettle can be returned for 14 days."
 RIGHT = DRAFT.replace("30 days", "14 days")
@@ -98,3 +100,31 @@ async def test_an_answer_whose_correction_is_raised_is_not_remembered(kind: Any,
     answers = [message.content or "" for message in memory.get_all() if message.role == "assistant"]
     assert DRAFT not in "".join(answers)
     assert answers[-1].endswith("It is 14 days [1].")
+
+
+@kinds
+async def test_what_a_tool_raised_is_no_passage(kind: Any, postprocessor: Any, told: list[Correction]) -> None:
+    Settings.llm = ShopModel()
+
+    def search(input: str) -> str:  # noqa: A002  LlamaIndex's own name for it
+        """Searches the shop's policy."""
+        raise ConnectionError("the secret password is wrong")
+
+    await kind(tools=[search], postprocessor=postprocessor).run(user_msg="How long?")
+    assert [one.exchange.context for one in told] == [()]
+
+
+def test_reasoning_stays_before_the_text() -> None:
+    image = ImageBlock(url="https://example.org/thought.png")
+    message = ChatMessage(role="assistant", blocks=[image, TextBlock(text="bad"), TextBlock(text="worse")])
+    assert saying(message, "good").blocks == [image, TextBlock(text="good")]
+
+
+def test_an_aligner_may_stand_for_its_postprocessor() -> None:
+    Settings.llm = ShopModel()
+    agent = AlignerFunctionAgent("clerk", postprocessor=Aligner.scripted(lambda exchange: RIGHT))
+    assert (agent.name, agent.streaming, agent.postprocessor.upstream) == (
+        "clerk",
+        False,
+        Settings.llm.metadata.model_name,
+    )

@@ -168,3 +168,30 @@ async def test_a_call_that_cannot_be_corrected_leaves_no_answer_behind(method: s
         await read(await call(engine, method, "q"))
     await asyncio.sleep(0.05)  # what LlamaIndex may still be writing in the background
     assert "assistant" not in [message.role.value for message in memory.get_all()]
+
+
+class Slow(ChatMemoryBuffer):
+    """A memory that takes its time to be written, and tells that it has begun."""
+
+    begun: Any = None
+    written: Any = None
+
+    async def aset(self, messages: list[ChatMessage]) -> None:
+        self.set([])
+        self.begun.set()
+        await asyncio.sleep(0.05)
+        self.set(messages)
+        self.written.set()
+
+
+async def test_a_memory_is_whole_where_its_call_was_cancelled_meanwhile(mend: Aligner) -> None:
+    memory: Any = Slow.from_defaults(token_limit=3000)
+    memory.begun, memory.written = asyncio.Event(), asyncio.Event()
+    engine = AlignerChatEngine(SimpleChatEngine.from_defaults(llm=ScriptedLLM(), memory=memory), mend)
+    running = asyncio.create_task(engine.achat("q"))
+    await memory.begun.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await memory.written.wait()
+    assert GOOD in said(memory.get_all()) or said(memory.get_all()) == ["q"]

@@ -10,7 +10,7 @@ from llama_index.core.chat_engine import CondenseQuestionChatEngine
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.response_synthesizers import get_response_synthesizer
 
-from aligner_chain import Exchange
+from aligner_chain import Aligner, Exchange
 from aligner_chain.errors import EngineError
 from aligner_chain.llama_index import AlignerChatEngine, AlignerQueryEngine, AlignerSynthesizer
 
@@ -125,3 +125,13 @@ async def test_a_raised_correction_leaves_nothing_behind(method: str, chat_over:
     with pytest.raises(EngineError):
         await call(engine, method, "q1")
     assert said(engine) == []
+
+
+async def test_nothing_uncorrected_is_among_the_sources(mend: Aligner) -> None:
+    engine = rag(get_response_synthesizer(llm=ScriptedLLM()))
+    chat = AlignerChatEngine(CondenseQuestionChatEngine.from_defaults(engine, llm=ScriptedLLM()), mend)
+    for answer in (chat.chat("q1"), await chat.achat("q2")):
+        assert answer.response == GOOD
+        [source] = answer.sources
+        assert (source.content, str(source.raw_output)) == (GOOD, GOOD)
+        assert len(answer.source_nodes) == 3

@@ -127,7 +127,7 @@ def test_keywords_that_nothing_knows_are_ignored(index: Any, postprocessor: Any)
     for mode in ("context", "condense_plus_context", "simple"):
         assert str(index.as_chat_engine(mode, response_synthesizer=synthesizer).chat("q")) == DRAFT
     given = index.as_query_engine(response_synthesizer=synthesizer, streaming=True)
-    assert type(given.query("q")) is Response
+    assert isinstance(given.query("q"), Response)
 
 
 def test_an_engine_looks_for_a_model_even_where_its_synthesizer_has_one(index: Any, postprocessor: Any) -> None:

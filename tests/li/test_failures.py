@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from llama import BAD, GOOD, QUESTION, ScriptedLLM, async_streaming, call, rag, read, streaming
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import PydanticResponse, Response
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 from pydantic import BaseModel, ValidationError
@@ -246,3 +247,10 @@ def test_a_wrong_setting_is_an_error(wrong: dict[str, Any]) -> None:
     """Trap 6: what LlamaIndex does not know it drops without a word."""
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         AlignerResponsePostprocessor("folder", **wrong)
+
+
+@pytest.mark.parametrize("question", ["", "  ", None])
+def test_an_earlier_question_is_not_taken_for_one_that_is_missing(postprocessor: Any, question: str | None) -> None:
+    history = [ChatMessage(role="user", content="another question"), ChatMessage(role="assistant", content="yes")]
+    with pytest.raises(PromptNotFoundError):
+        postprocessor.postprocess_response(Response(BAD), query_str=question, chat_history=history)

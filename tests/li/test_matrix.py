@@ -6,14 +6,15 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from llama import BAD, GOOD, QUESTION, Handing, async_streaming, call, rag, read, streaming
+from llama import BAD, GOOD, QUESTION, Handing, ScriptedLLM, async_streaming, call, rag, read, streaming
 from llama_index.core.base.response.schema import (
     AsyncStreamingResponse,
     PydanticResponse,
     Response,
     StreamingResponse,
 )
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from pydantic import BaseModel
 
 from aligner_chain import Aligner, Correction, Exchange
@@ -134,7 +135,7 @@ async def test_a_stream_tells_of_its_correction_once_it_was_read(
     kind: str, postprocessor: AlignerResponsePostprocessor, nodes: list[NodeWithScore], told: list[Correction]
 ) -> None:
     result = await through("postprocessor", "a", postprocessor, response_of(kind, BAD, nodes), nodes)
-    assert "aligner" not in result.metadata
+    assert result.metadata["aligner"] == {}
     assert told == []
     await read(result)
     assert result.metadata["aligner"]["outcome"] == "corrected"
@@ -165,3 +166,12 @@ def test_an_aligner_or_a_folder_stands_for_a_postprocessor(mend: Aligner) -> Non
         assert form.postprocessor.aligner is mend
     assert AlignerQueryEngine(rag(Handing(Response(BAD))), "folder").postprocessor.aligner == "folder"
     assert AlignerSynthesizer(Handing(Response(BAD))).postprocessor.aligner is None
+
+
+def test_a_node_or_an_engine_that_writes_our_key_hides_nothing(postprocessor: Any, told: list[Correction]) -> None:
+    found = NodeWithScore(node=TextNode(id_="aligner", text="one", metadata={"page": 1}))
+    engine = rag(AlignerSynthesizer(get_response_synthesizer(llm=ScriptedLLM()), postprocessor), found)
+    assert str(engine.query(QUESTION)) == GOOD
+    merged = Response(BAD, metadata={"aligner": {"outcome": "corrected", "correction_id": "of a part"}})
+    assert str(postprocessor.postprocess_response(merged, query_str=QUESTION)) == GOOD
+    assert len(told) == 2

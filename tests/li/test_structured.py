@@ -8,7 +8,7 @@ import pytest
 from llama import QUESTION, ScriptedLLM, as_json, call, node, rag, read, streaming
 from llama_index.core.base.response.schema import PydanticResponse, Response
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AliasChoices, BaseModel, Field, field_validator
 
 from aligner_chain import Aligner, ConfigurationError, Correction, Exchange
 from aligner_chain.llama_index import AlignerQueryEngine, AlignerResponsePostprocessor, AlignerSynthesizer
@@ -150,3 +150,50 @@ def test_json_in_a_field_keeps_its_shape_too(correcting: Any) -> None:
         losing = correcting(Aligner.scripted(lambda _: "none"), pydantic_field="answer", structured=structured)
         result = losing.postprocess_response(given(answer='{"mood": "bad"}'), query_str=QUESTION)
         assert (result.answer, result.metadata["aligner"]["outcome"]) == ('{"mood": "bad"}', outcome)
+
+
+class Particular(BaseModel):
+    """What a model may be like that must not be made anew for the sake of one field."""
+
+    title: str
+    body: str = Field(validation_alias=AliasChoices("text", "body"))
+    note: str | None = None
+
+    @field_validator("title")
+    @classmethod
+    def _loud(cls, title: str) -> str:
+        return title + "!"
+
+    @field_validator("note", mode="before")
+    @classmethod
+    def _parts(cls, note: Any) -> Any:
+        return "|".join(note["parts"]) if note is not None else None
+
+
+class Frozen(BaseModel, frozen=True):
+    answer: str
+
+
+def test_the_other_fields_are_not_validated_again(correcting: Any) -> None:
+    response = PydanticResponse(Particular(title="T", text="a bad answer"))
+    result = correcting(pydantic_field="body").postprocess_response(response, query_str=QUESTION)
+    assert (result.response.title, result.response.body) == ("T!", "a good answer")
+
+
+def test_a_frozen_model_is_corrected_in_a_copy(correcting: Any) -> None:
+    response = PydanticResponse(Frozen(answer="a bad answer"))
+    result = correcting(pydantic_field="answer").postprocess_response(response, query_str=QUESTION)
+    assert (result.response.answer, response.response.answer) == ("a good answer", "a bad answer")
+
+
+def test_a_validator_that_breaks_refuses_the_correction(correcting: Any, told: list[Correction]) -> None:
+    response = PydanticResponse(Particular(title="T", text="x", note={"parts": ["bad"]}))
+    result = correcting(pydantic_field="note").postprocess_response(response, query_str=QUESTION)
+    assert result.response is response.response
+    assert [one.outcome for one in told] == ["kept"]
+
+
+def test_a_field_that_holds_nothing_is_an_empty_answer(correcting: Any, told: list[Correction]) -> None:
+    response = PydanticResponse(Particular(title="T", text="x"))
+    correcting(pydantic_field="note").postprocess_response(response, query_str=QUESTION)
+    assert [one.outcome for one in told] == ["skipped"]
