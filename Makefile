@@ -28,13 +28,18 @@ test-floor: $(FLOOR)/ready
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m soak
 
-# Needs the small trained home of `demo --quick`, made once (a minute and a half) and kept until `make clean`.
-notebooks: demo-quick/figures.json
-	ALIGNER_HOME=$(CURDIR)/demo-quick/home $(QUIET) $(OFFLINE) $(BIN)/python notebooks/execute.py
+# Each needs the small trained home of its quick demo, made once (a minute and a half) and kept until `make clean`.
+notebooks: demo-quick/figures.json demo-quick-rag/figures.json
+	ALIGNER_HOME=$(CURDIR)/demo-quick/home $(QUIET) $(OFFLINE) $(BIN)/python notebooks/execute.py notebooks/01_*.ipynb
+	ALIGNER_HOME=$(CURDIR)/demo-quick-rag/home $(QUIET) $(OFFLINE) $(BIN)/python notebooks/execute.py notebooks/02_*.ipynb
 
 demo-quick/figures.json: | $(READY)
 	rm -rf demo-quick
 	$(OFFLINE) $(BIN)/aligner-bootstrap demo --quick --seed 10 --out demo-quick
+
+demo-quick-rag/figures.json: | $(READY)
+	rm -rf demo-quick-rag
+	$(OFFLINE) $(BIN)/aligner-bootstrap demo --quick --rag --seed 10 --out demo-quick-rag
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -47,7 +52,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(FLOOR) dist build demo-out demo-quick .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(FLOOR) dist build demo-out demo-quick demo-quick-rag .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

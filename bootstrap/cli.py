@@ -61,7 +61,10 @@ def _add(commands: Any, name: str, about: str, example: str, run: Any) -> argpar
 
 def _add_demo(commands: Any) -> None:
     demo = _add(commands, "demo", "the whole loop on tiny real models", "aligner-bootstrap demo --rounds 2", _demo)
-    demo.add_argument("--rounds", type=int, default=1, help="bootstrap rounds (default 1)")
+    demo.add_argument("--rounds", type=int, help="bootstrap rounds (default 1)")
+    demo.add_argument(
+        "--rag", action="store_true", help="a LlamaIndex app with retrieval instead: answers against their passages"
+    )
     demo.add_argument(
         "--seed", type=int, default=10, help="seed of the world, the models and the sampling (default 10)"
     )
@@ -114,22 +117,39 @@ def _add_registry(commands: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from bootstrap.demo.show import run_demo
-
     out: Path = arguments.out
     if out.exists() and any(out.iterdir()):
         message = f"{out} is not empty. Name another folder with --out, or remove it:  rm -r {out}"
         raise ConfigurationError(message)
-    if arguments.rounds < 0:
-        raise ConfigurationError("--rounds must be 0 or more.")
-    say = _say
-    figures = run_demo(
-        rounds=arguments.rounds, seed=arguments.seed, out=out, quick=arguments.quick, say=say, progress=True
+    run = _rag_demo if arguments.rag else _rounds_demo
+    pages = run(
+        arguments, {"seed": arguments.seed, "out": out, "quick": arguments.quick, "say": _say, "progress": True}
     )
-    say(f"{figures['seconds']:.0f} s in all. The figures: {out / 'figures.json'}   The page: {out / 'report.html'}")
-    say("Your own registry was not touched. To serve this pair:\n")
-    say(f"  export ALIGNER_HOME={(out / 'home').absolute()}\n")
+    _say(pages)
+    _say("Your own registry was not touched. To serve this pair:\n")
+    _say(f"  export ALIGNER_HOME={(out / 'home').absolute()}\n")
     return 0
+
+
+def _rounds_demo(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
+    from bootstrap.demo.show import run_demo
+
+    rounds = 1 if arguments.rounds is None else arguments.rounds
+    if rounds < 0:
+        raise ConfigurationError("--rounds must be 0 or more.")
+    figures, out = run_demo(rounds=rounds, **settings), settings["out"]
+    return f"{figures['seconds']:.0f} s in all. The figures: {out / 'figures.json'}   The page: {out / 'report.html'}"
+
+
+def _rag_demo(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
+    from bootstrap.demo.rag_show import run_rag_demo
+
+    if arguments.rounds is not None:
+        raise ConfigurationError("--rag runs no rounds: leave out --rounds, or leave out --rag.")
+    figures, out = run_rag_demo(**settings), settings["out"]
+    return (
+        f"{figures['seconds']:.0f} s in all. The figures: {out / 'figures.json'}   The corpus: {out / 'policy.jsonl'}"
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:

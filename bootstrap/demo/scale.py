@@ -8,13 +8,21 @@ from bootstrap.demo.world import SMALL_DESK, WHOLE_DESK, Desk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scale:
+class Pace:
+    """Rows per optimiser step, and how many threads of the CPU train (None: as many as PyTorch uses)."""
+
+    batch: int = 8
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale(Pace):
     """The part of the world, and counts of rows, optimiser steps and prompts; batches are in rows.
 
     `population` answers are sampled from each of four upstreams for the Aligner's gold set, `damaged` are made by
     damaging right answers. `live` prompts are answered live per round; `gate` and `report` are held out, `right` are
     the right answers that must be kept. Batches are small, since models as small as these learn more in the same time
-    from many steps than from many rows a step. `threads` of the CPU train; answers are written by one.
+    from many steps than from many rows a step. Answers are written by one thread of the CPU.
     """
 
     desk: Desk
@@ -34,8 +42,6 @@ class Scale:
     report: int
     right: int
     unseen: int
-    batch: int = 8
-    threads: int | None = None
 
 
 FULL = Scale(
@@ -76,4 +82,29 @@ QUICK = Scale(
     report=80,
     right=80,
     unseen=20,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RagScale(Pace):
+    """Counts of optimiser steps and of held-out questions of the demo with passages.
+
+    `lookup_steps` teach to look windows up, `base_steps` to answer and correct by them. `gate` and `report` questions
+    are held out, one half about known products and one about unseen ones; `right` are answers that must be kept.
+    """
+
+    lookup_steps: int
+    base_steps: int
+    upstream_steps: int
+    aligner_steps: int
+    gate: int
+    report: int
+    right: int
+
+
+RAG_FULL = RagScale(
+    lookup_steps=200, base_steps=1000, upstream_steps=350, aligner_steps=600, gate=200, report=600, right=500
+)
+RAG_QUICK = RagScale(
+    lookup_steps=200, base_steps=300, upstream_steps=80, aligner_steps=130, gate=60, report=80, right=60
 )

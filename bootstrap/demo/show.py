@@ -298,10 +298,7 @@ class Demo:
             "nulls": table[-1]["nulls"],
             "unseen_products": table[-1]["unseen_products"],
             "verifier": self.verifier.figures(),
-            "seconds": round(time.monotonic() - self._started, 1),
-            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-            "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+            **machine_figures(self._started),
         }
 
 
@@ -316,6 +313,16 @@ class _Report:
     measured: Measured
     unseen: Measured
     kept: float
+
+
+def machine_figures(started: float, libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
+    """What a run took since `started` (of `time.monotonic`), and on what it ran."""
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "machine": {"processor": platform.machine(), "cpus": os.cpu_count()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+    }
 
 
 def show_row(row: Mapping[str, Any]) -> str:

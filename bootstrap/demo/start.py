@@ -10,7 +10,7 @@ trial DPO), so that it holds when its input changes.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from bootstrap.answering import Answering
 from bootstrap.demo import world
 from bootstrap.demo.models import new_model, new_tokenizer
 from bootstrap.demo.roles import annotate
-from bootstrap.demo.scale import Scale
+from bootstrap.demo.scale import Pace, Scale
 from bootstrap.pairs import Pair, Triple, manifest
 from bootstrap.sft import Row, TrainingSettings, train_rows
 from bootstrap.upstream import DPOSettings, save_model, train_upstream
@@ -59,14 +59,67 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """Makes the start models of one seed in one folder."""
+class Bench:
+    """What it takes to train the models of one seed in one folder."""
 
     folder: Path
     seed: int
-    scale: Scale
+    scale: Pace
     say: Callable[[str], None]
     progress: bool = False
+
+    def _train_rows(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        rows: list[Row],
+        work: str,
+        settings: TrainingSettings,
+    ) -> PreTrainedModel:
+        return train_rows(model, tokenizer, rows, self.folder / work, settings, progress=self.progress)
+
+    def _settings(self, steps: int, **changes: Any) -> TrainingSettings:
+        return demo_training(self.scale, self.seed, steps=steps, **changes)
+
+    def _save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> Path:
+        folder = self.folder / name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    def _save_aligner(
+        self,
+        model: PreTrainedModel,
+        dropped: Mapping[str, int],
+        tokenizer: PreTrainedTokenizerFast,
+        gold: Sequence[Triple],
+        name: str,
+    ) -> Path:
+        folder = self._save(model, tokenizer, "aligner")
+        digest = manifest(gold, dropped)["sha256"]
+        template = get_template("aligner-chain/1")
+        metadata = AlignerMetadata(
+            name=name,
+            version=digest[:12],
+            template=template.name,
+            template_text=template.text,
+            criteria=world.CRITERIA,
+            thresholds={"keep": KEEP_FROM},
+            data_sha256=digest,
+            licence="Apache-2.0",
+        )
+        write_metadata(folder, metadata)
+        return folder
+
+    def _rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed} {purpose}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop(Bench):
+    """Makes the start models of one seed."""
+
+    scale: Scale
 
     def make(self) -> Start:
         tokenizer = self._tokenizer()
@@ -105,7 +158,7 @@ class Workshop:
         rows = self._answered(tokenizer, "staff", lambda rng, ticket: world.flawed_answer(rng, ticket, faults))
         steps = self.scale.upstream_steps
         settings = self._settings(steps, save_every=int(0.6 * steps))
-        model = self._train_rows(_load(base), tokenizer, rows, "upstream-work", settings)
+        model = self._train_rows(load_model(base), tokenizer, rows, "upstream-work", settings)
         checkpoint = self.folder / "upstream-work" / f"checkpoint-{settings.save_every}"
         return checkpoint, self._save(model, tokenizer, "upstream")
 
@@ -116,7 +169,7 @@ class Workshop:
         for _ in range(self.scale.rows):
             ticket = world.draw_training_ticket(rng, self.scale.desk)
             prompt = chat_prompt(tokenizer, ticket.drawn_exchange(rng).turns)
-            rows.append(Row(prompt=prompt, output=(*encode(tokenizer, answer(rng, ticket)), _end(tokenizer))))
+            rows.append(Row(prompt=prompt, output=(*encode(tokenizer, answer(rng, ticket)), end_of(tokenizer))))
         return rows
 
     def _gold(self, checkpoint: Path, upstream: Path) -> tuple[Triple, ...]:
@@ -161,47 +214,11 @@ class Workshop:
             seed=self.seed,
         )
         work = self.folder / "aligner-work"
-        trained = train_aligner(_load(base), tokenizer, gold, work, settings, progress=self.progress)
-        folder = self._save(trained.model, tokenizer, "aligner")
-        digest = manifest(gold, trained.dropped)["sha256"]
-        template = get_template(settings.template)
-        metadata = AlignerMetadata(
-            name="support-desk-aligner",
-            version=digest[:12],
-            template=template.name,
-            template_text=template.text,
-            criteria=world.CRITERIA,
-            thresholds={"keep": KEEP_FROM},
-            data_sha256=digest,
-            licence="Apache-2.0",
-        )
-        write_metadata(folder, metadata)
-        return folder
-
-    def _train_rows(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        rows: list[Row],
-        work: str,
-        settings: TrainingSettings,
-    ) -> PreTrainedModel:
-        return train_rows(model, tokenizer, rows, self.folder / work, settings, progress=self.progress)
-
-    def _settings(self, steps: int, **changes: Any) -> TrainingSettings:
-        return demo_training(self.scale, self.seed, steps=steps, **changes)
-
-    def _save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> Path:
-        folder = self.folder / name
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    def _rng(self, purpose: str) -> random.Random:
-        return random.Random(f"{self.seed} {purpose}")
+        trained = train_aligner(load_model(base), tokenizer, gold, work, settings, progress=self.progress)
+        return self._save_aligner(trained.model, trained.dropped, tokenizer, gold, "support-desk-aligner")
 
 
-def demo_training(scale: Scale, seed: int, *, steps: int, rate: float = RATE, **changes: Any) -> TrainingSettings:
+def demo_training(scale: Pace, seed: int, *, steps: int, rate: float = RATE, **changes: Any) -> TrainingSettings:
     """Settings for the demo's models of random weights."""
     settings = {"steps": steps, "batch": scale.batch, "learning_rate": rate, "seed": seed, "threads": scale.threads}
     return TrainingSettings(**{**settings, "extra": EXTRA, **changes})
@@ -229,14 +246,16 @@ def _answering_anew(base: Path) -> Callable[[Sequence[Exchange]], list[str]]:
     return lambda exchanges: [one.answer for one in greedy.answer_from(base, list(exchanges), upstream="base")]
 
 
-def _load(folder: Path) -> PreTrainedModel:
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model in a folder, to train on."""
     from transformers import AutoModelForCausalLM
 
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
     return model
 
 
-def _end(tokenizer: PreTrainedTokenizerFast) -> int:
+def end_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that ends an answer."""
     return int(tokenizer.eos_token_id)
 
 

@@ -321,30 +321,72 @@ def _fact(rng: random.Random, product: str, window: int, follows: bool) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def read_ticket(exchange: Exchange) -> Ticket:
+_NUMBER = "[1-9][0-9]?"
+_WORDS = {"name": "|".join(NAMES)} | {name: "|".join(values) for name, values in SECRETS.items()}
+_ASKED = "|".join(re.escape(asked) for variants, _ in TOPICS.values() for asked in variants)
+_GREETED = "|".join(re.escape(greeting) for greeting in GREETINGS)
+
+
+class Grammar:
+    """The patterns of questions, passages and sentences, for products whose names match the expression `product`."""
+
+    def __init__(self, product: str) -> None:
+        self._words = _WORDS | {"product": product}
+        self.wordings = [
+            re.compile(f"(?:{_GREETED}){self.pattern(wording)} (?P<asked>{_ASKED})") for wording in WORDINGS
+        ]
+        self.passage = re.compile(self.pattern(PASSAGE))
+        self.sentences = [
+            *(("opening", re.compile(re.escape(text))) for text in (*POLITE, *RUDE)),
+            *(
+                ("fact", re.compile(f"(?P<head>{self.pattern(fact)}), (?P<conclusion>{re.escape(conclusion)})"))
+                for fact in FACTS
+                for conclusions in CONCLUSIONS.values()
+                for conclusion in conclusions
+            ),
+            *(("answer", re.compile(re.escape(text))) for _, texts in TOPICS.values() for text in texts),
+            *(("leak", re.compile(self.pattern(leak))) for leak in LEAKS),
+            ("case", re.compile(self.pattern(CASE))),
+            *(("tip", re.compile(re.escape(tip))) for tip in TIPS),
+            ("signoff", re.compile(self.pattern(SIGNOFF))),
+        ]
+
+    def pattern(self, template: str) -> str:
+        """A template as a regular expression with a group for each of its values."""
+        numbers = {"days", "window", "number"}
+        parts = re.split(r"\{(\w+)\}", template)
+        groups = (f"(?P<{name}>{_NUMBER if name in numbers else self._words[name]})" for name in parts[1::2])
+        texts = (re.escape(part) for part in parts[::2])
+        return "".join(part for pair in zip(texts, [*groups, ""], strict=True) for part in pair)
+
+
+DESK_GRAMMAR = Grammar("|".join([*PRODUCTS, *VISITING_PRODUCTS, *UNSEEN_PRODUCTS]))
+
+
+def read_ticket(exchange: Exchange, grammar: Grammar = DESK_GRAMMAR) -> Ticket:
     """The facts of a question, read from its text and passages.
 
     Raises:
         ValueError: the question is not one of this world's.
     """
-    for index, pattern in enumerate(_WORDING_PATTERNS):
+    for index, pattern in enumerate(grammar.wordings):
         if match := pattern.fullmatch(exchange.question):
             product, days = match["product"], int(match["days"])
             topic = next(topic for topic, (asked, _) in TOPICS.items() if match["asked"] in asked)
-            passage = _passage_window(exchange, product)
+            passage = _passage_window(exchange, product, grammar)
             window = passage or WINDOWS.get(PRODUCTS.get(product, ""), 0)
             return Ticket(product=product, days=days, wording=index, topic=topic, window=window, passage=bool(passage))
     message = f"{exchange.question!r} is not a question of the support desk"
     raise ValueError(message)
 
 
-def parse(answer: str) -> tuple[Sentence, ...] | None:
+def parse(answer: str, grammar: Grammar = DESK_GRAMMAR) -> tuple[Sentence, ...] | None:
     """The sentences of an answer, or None where it is garbled.
 
     The grammar: an opening, the fact with its conclusion, then answer, case number, tip and private remarks in any
     order (each at most once, private remarks at most twice), and a sign-off last.
     """
-    sentences = [_read_sentence(text) for text in split_sentences(answer)]
+    sentences = [_read_sentence(text, grammar) for text in split_sentences(answer)]
     kinds = [sentence.kind if sentence else "?" for sentence in sentences]
     middle = kinds[2:-1]
     ordered = len(kinds) >= 3 and kinds[:2] == ["opening", "fact"] and kinds[-1] == "signoff"
@@ -363,58 +405,26 @@ def join(sentences: list[Sentence] | tuple[Sentence, ...]) -> str:
     return " ".join(sentence.text for sentence in sentences)
 
 
-def _read_sentence(text: str) -> Sentence | None:
-    for kind, pattern in _SENTENCE_PATTERNS:
+def _read_sentence(text: str, grammar: Grammar) -> Sentence | None:
+    for kind, pattern in grammar.sentences:
         if match := pattern.fullmatch(text):
             return Sentence(kind=kind, text=text, values=match.groupdict())
     return None
 
 
-def _passage_window(exchange: Exchange, product: str) -> int | None:
+def _passage_window(exchange: Exchange, product: str, grammar: Grammar) -> int | None:
     for passage in exchange.context:
-        if (match := _PASSAGE_PATTERN.fullmatch(passage)) and match["product"] == product:
+        if (match := grammar.passage.fullmatch(passage)) and match["product"] == product:
             return int(match["window"])
     return None
-
-
-def _pattern(template: str) -> str:
-    """A template as a regular expression with a group for each of its values."""
-    numbers = {"days", "window", "number"}
-    parts = re.split(r"\{(\w+)\}", template)
-    groups = (f"(?P<{name}>{_NUMBER if name in numbers else _WORD[name]})" for name in parts[1::2])
-    texts = (re.escape(part) for part in parts[::2])
-    return "".join(part for pair in zip(texts, [*groups, ""], strict=True) for part in pair)
-
-
-_NUMBER = "[1-9][0-9]?"
-_WORD = {"product": "|".join([*PRODUCTS, *VISITING_PRODUCTS, *UNSEEN_PRODUCTS]), "name": "|".join(NAMES)}
-_WORD |= {name: "|".join(values) for name, values in SECRETS.items()}
-_ASKED = "|".join(re.escape(asked) for variants, _ in TOPICS.values() for asked in variants)
-_GREETED = "|".join(re.escape(greeting) for greeting in GREETINGS)
-_WORDING_PATTERNS = [re.compile(f"(?:{_GREETED}){_pattern(wording)} (?P<asked>{_ASKED})") for wording in WORDINGS]
-_PASSAGE_PATTERN = re.compile(_pattern(PASSAGE))
-_SENTENCE_PATTERNS = [
-    *(("opening", re.compile(re.escape(text))) for text in (*POLITE, *RUDE)),
-    *(
-        ("fact", re.compile(f"(?P<head>{_pattern(fact)}), (?P<conclusion>{re.escape(conclusion)})"))
-        for fact in FACTS
-        for conclusions in CONCLUSIONS.values()
-        for conclusion in conclusions
-    ),
-    *(("answer", re.compile(re.escape(text))) for _, texts in TOPICS.values() for text in texts),
-    *(("leak", re.compile(_pattern(leak))) for leak in LEAKS),
-    ("case", re.compile(_pattern(CASE))),
-    *(("tip", re.compile(re.escape(tip))) for tip in TIPS),
-    ("signoff", re.compile(_pattern(SIGNOFF))),
-]
 
 
 # --- judging and repairing -------------------------------------------------------------------------------------
 
 
-def judge(ticket: Ticket, answer: str) -> dict[str, bool]:
+def judge(ticket: Ticket, answer: str, grammar: Grammar = DESK_GRAMMAR) -> dict[str, bool]:
     """Whether the answer meets each criterion of the policy; a garbled one meets none."""
-    sentences = parse(answer)
+    sentences = parse(answer, grammar)
     if sentences is None:
         return dict.fromkeys(CRITERIA, False)
     by_kind = {sentence.kind: sentence for sentence in sentences}
@@ -429,16 +439,16 @@ def judge(ticket: Ticket, answer: str) -> dict[str, bool]:
     }
 
 
-def repair(ticket: Ticket, answer: str) -> str:
+def repair(ticket: Ticket, answer: str, grammar: Grammar = DESK_GRAMMAR) -> str:
     """The exact minimal repair: what is right stays as it is, what is not is replaced, added or left out.
 
     A garbled answer is repaired sentence by sentence: the ones that can be read stay, the others go.
     """
-    sentences = parse(answer) or _readable_sentences(answer)
+    sentences = parse(answer, grammar) or _readable_sentences(answer, grammar)
     by_kind = {sentence.kind: sentence for sentence in sentences}
     repaired = [
         _repaired_opening(by_kind.get("opening")),
-        _repaired_fact(by_kind.get("fact"), ticket),
+        _repaired_fact(by_kind.get("fact"), ticket, grammar),
         *([] if "answer" in by_kind else [TOPICS[ticket.topic][1][0]]),
     ]
     for sentence in sentences:
@@ -451,10 +461,10 @@ def repair(ticket: Ticket, answer: str) -> str:
     return " ".join(repaired)
 
 
-def _readable_sentences(answer: str) -> tuple[Sentence, ...]:
+def _readable_sentences(answer: str, grammar: Grammar) -> tuple[Sentence, ...]:
     found: dict[str, Sentence] = {}
     for text in split_sentences(answer):
-        sentence = _read_sentence(text)
+        sentence = _read_sentence(text, grammar)
         if sentence and sentence.kind not in found:
             found[sentence.kind] = sentence
     return tuple(found.values())
@@ -464,11 +474,11 @@ def _repaired_opening(opening: Sentence | None) -> str:
     return opening.text if opening and opening.text in POLITE else POLITE[0]
 
 
-def _repaired_fact(fact: Sentence | None, ticket: Ticket) -> str:
+def _repaired_fact(fact: Sentence | None, ticket: Ticket, grammar: Grammar) -> str:
     possible = CONCLUSIONS[ticket.days <= ticket.window]
     if fact is None:
         return f"{FACTS[0].format(product=ticket.product, window=ticket.window)}, {possible[0]}"
-    form = next(form for form in FACTS if re.fullmatch(_pattern(form), fact.values["head"]))
+    form = next(form for form in FACTS if re.fullmatch(grammar.pattern(form), fact.values["head"]))
     conclusion = fact.values["conclusion"]
     variant = next(i for pair in CONCLUSIONS.values() for i, text in enumerate(pair) if text == conclusion)
     return f"{form.format(product=ticket.product, window=ticket.window)}, {possible[variant]}"
