@@ -24,6 +24,7 @@ from bootstrap.demo import rag_world
 if TYPE_CHECKING:
     from llama_index.core.llms import CustomLLM
     from llama_index.core.query_engine import RetrieverQueryEngine
+    from llama_index.core.retrievers import BaseRetriever
 
 POLICY_FILE, HOME = "policy.jsonl", "home"
 _MAX_NEW = 64
@@ -101,25 +102,32 @@ def rag_app(
     from llama_index.core import PromptTemplate
     from llama_index.core.query_engine import RetrieverQueryEngine
     from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
-    from llama_index.core.schema import TextNode
-    from llama_index.retrievers.bm25 import BM25Retriever  # type: ignore[import-untyped]
 
     from aligner_chain.llama_index import AlignerResponsePostprocessor, AlignerSynthesizer
 
-    nodes = [TextNode(id_=line["id"], text=line["text"]) for line in corpus]
     synthesizer = get_response_synthesizer(
         llm=llm, text_qa_template=PromptTemplate(rag_world.QUESTION_AND_PASSAGES), response_mode=ResponseMode.COMPACT
     )
     postprocessor = AlignerResponsePostprocessor(aligner, on_correction=on_correction)
     return RetrieverQueryEngine(
-        retriever=BM25Retriever.from_defaults(
-            nodes=nodes,
-            similarity_top_k=rag_world.RETRIEVED,
-            token_pattern=rag_world.NAME_PARTS,
-            skip_stemming=True,
-        ),
+        retriever=rag_retriever(corpus),
         response_synthesizer=AlignerSynthesizer(synthesizer, postprocessor),
     )
+
+
+def rag_retriever(corpus: Sequence[Mapping[str, str]]) -> BaseRetriever:
+    """BM25 over the corpus, by the names of products."""
+    require_llama_index()
+    from llama_index.core.schema import TextNode
+    from llama_index.retrievers.bm25 import BM25Retriever  # type: ignore[import-untyped]
+
+    retriever: BaseRetriever = BM25Retriever.from_defaults(
+        nodes=[TextNode(id_=line["id"], text=line["text"]) for line in corpus],
+        similarity_top_k=rag_world.RETRIEVED,
+        token_pattern=rag_world.NAME_PARTS,
+        skip_stemming=True,
+    )
+    return retriever
 
 
 def upstream_llm(folder: str | Path, *, identity: str, seed: int = 0) -> CustomLLM:
