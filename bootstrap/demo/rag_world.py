@@ -1,8 +1,9 @@
 """The support desk with its policy in passages: who reads them answers rightly, who remembers does not.
 
-Each question comes with a few policy lines, the best first as a retriever gives them, of which that is about the product. In training
-every question has its own policy, most of its products are made up on the spot, and so the windows can only be read.
-Grammar, judge and repairs are the plain desk's. No model is used here.
+Each question comes with a few policy lines, one of them about the product that is asked for. A retriever puts that one
+first; in half of the training it stands anywhere, so that it is found by its name and not by its place. In training every
+question has its own policy, most of its products are made up on the spot, and so the windows can only be read. Grammar,
+judge and repairs are the plain desk's. No model is used here.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _draw_case(rng: random.Random) -> Case:
     while len(products) < 2 or (len(products) < 4 and rng.random() < 0.67):
         products[made_up_product(rng) if rng.random() < 0.7 else rng.choice(KNOWN_PRODUCTS)] = None
     policy = dict(zip(products, rng.sample(WINDOWS, len(products)), strict=True))
-    product = next(iter(policy))
+    product = next(iter(policy)) if rng.random() < 0.5 else rng.choice(tuple(policy))
     return Case(ticket=_draw_ticket(rng, product, policy[product]), policy=policy)
 
 

@@ -103,7 +103,7 @@ class RagScale(Pace):
 
 
 RAG_FULL = RagScale(
-    lookup_steps=200, base_steps=1000, upstream_steps=350, aligner_steps=600, gate=200, report=600, right=500
+    lookup_steps=300, base_steps=1400, upstream_steps=350, aligner_steps=1000, gate=200, report=600, right=500
 )
 RAG_QUICK = RagScale(
     lookup_steps=200, base_steps=300, upstream_steps=80, aligner_steps=130, gate=60, report=80, right=60

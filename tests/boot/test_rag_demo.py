@@ -163,11 +163,11 @@ def test_the_passage_of_the_product_comes_first(models: Path, folder: Path, aske
         assert first.node.get_content() == rag_world.passage(question.ticket.product, question.ticket.window)
 
 
-def test_training_has_the_passage_of_the_product_first() -> None:
+def test_training_has_the_passage_of_the_product_first_more_often_than_not() -> None:
     rng = random.Random(0)
-    for _ in range(100):
-        case = rag_world.draw_training_case(rng)
-        assert case.passages[0] == rag_world.passage(case.ticket.product, case.ticket.window)
+    cases = [rag_world.draw_training_case(rng) for _ in range(400)]
+    first = [case.passages[0] == rag_world.passage(case.ticket.product, case.ticket.window) for case in cases]
+    assert 240 < sum(first) < 340
 
 
 def test_the_upstream_is_trained_on_the_prompt_that_the_app_sends(folder: Path, asked: list[Question]) -> None:
