@@ -89,11 +89,16 @@ def desk_policy(seed: int) -> dict[str, int]:
     return {product: rng.choice(WINDOWS) for product in products}
 
 
-def made_up_product(rng: random.Random) -> str:
-    """A name for training: two parts in a combination that is not one of the unseen products."""
-    while (name := rng.choice(_FIRST) + rng.choice(_SECOND)) in (*UNSEEN_PRODUCTS, *KNOWN_PRODUCTS):
-        pass
-    return name
+def made_up_product(rng: random.Random, like: tuple[str, str] | None = None) -> tuple[str, str]:
+    """A name for training: two parts in a combination that is no other product's. It shares one of them with `like`."""
+    while True:
+        first, second = rng.choice(_FIRST), rng.choice(_SECOND)
+        if like and rng.random() < 0.5:
+            first = like[0]
+        elif like:
+            second = like[1]
+        if first + second not in (*UNSEEN_PRODUCTS, *KNOWN_PRODUCTS) and (first, second) != like:
+            return first, second
 
 
 def draw_training_case(rng: random.Random) -> Case:
@@ -113,12 +118,23 @@ def draw_held_out_ticket(rng: random.Random, products: Sequence[str], policy: Ma
 
 
 def _draw_case(rng: random.Random) -> Case:
-    products: dict[str, None] = {}
-    while len(products) < 2 or (len(products) < 4 and rng.random() < 0.67):
-        products[made_up_product(rng) if rng.random() < 0.7 else rng.choice(KNOWN_PRODUCTS)] = None
+    products = _draw_products(rng)
     policy = dict(zip(products, rng.sample(WINDOWS, len(products)), strict=True))
     product = next(iter(policy)) if rng.random() < 0.5 else rng.choice(tuple(policy))
     return Case(ticket=_draw_ticket(rng, product, policy[product]), policy=policy)
+
+
+def _draw_products(rng: random.Random) -> tuple[str, ...]:
+    """Two to four products. Many are look-alikes, as those are what a retriever finds beside the right one."""
+    products: dict[str, None] = {}
+    like = None
+    while len(products) < 2 or (len(products) < 4 and rng.random() < 0.67):
+        if rng.random() < 0.3:
+            products[rng.choice(KNOWN_PRODUCTS)] = None
+        else:
+            like = made_up_product(rng, like if rng.random() < 0.5 else None)
+            products["".join(like)] = None
+    return tuple(rng.sample(tuple(products), len(products)))
 
 
 def _draw_ticket(rng: random.Random, product: str, window: int) -> Ticket:

@@ -92,11 +92,19 @@ def test_held_out_questions_are_held_out_and_can_be_read() -> None:
 
 def test_made_up_products_are_many_and_read_by_the_grammar() -> None:
     rng = random.Random(0)
-    names = {rag_world.made_up_product(rng) for _ in range(2000)}
+    names = {"".join(rag_world.made_up_product(rng)) for _ in range(2000)}
     assert len(names) > 700
     assert not names & {*rag_world.UNSEEN_PRODUCTS, *rag_world.KNOWN_PRODUCTS}
     for product in (*names, *rag_world.UNSEEN_PRODUCTS):
         assert rag_world.GRAMMAR.passage.fullmatch(rag_world.passage(product, 30))
+
+
+def test_a_look_alike_shares_one_part() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        first, second = like = rag_world.made_up_product(rng)
+        other = rag_world.made_up_product(rng, like)
+        assert (other[0] == first) != (other[1] == second)
 
 
 def test_gold_rows_hold_passages_and_what_was_broken() -> None:
