@@ -108,7 +108,8 @@ def rag_app(
     synthesizer = get_response_synthesizer(
         llm=llm, text_qa_template=PromptTemplate(rag_world.QUESTION_AND_PASSAGES), response_mode=ResponseMode.COMPACT
     )
-    postprocessor = AlignerResponsePostprocessor(aligner, on_correction=on_correction)
+    # So small an Aligner now and then finds no end; such an answer is served as it was, and counted.
+    postprocessor = AlignerResponsePostprocessor(aligner, on_correction=on_correction, on_error="pass_through")
     return RetrieverQueryEngine(
         retriever=rag_retriever(corpus),
         response_synthesizer=AlignerSynthesizer(synthesizer, postprocessor),
