@@ -57,7 +57,7 @@ class RagWorkshop(Bench):
     def _tokenizer(self) -> PreTrainedTokenizerFast:
         rng, texts = self._rng("tokenizer"), [*world.CRITERIA] * 300
         for _ in range(3000):
-            case = rag_world.draw_training_case(rng)
+            case = self._case(rng)
             exchange = case.exchange(rng)
             answers = [rag_world.flawed_answer(rng, case, rag_world.UPSTREAM) for _ in range(2)]
             texts += [exchange.question, *exchange.context[:2], *answers]
@@ -84,7 +84,7 @@ class RagWorkshop(Bench):
         return self._save(model, tokenizer, "upstream")
 
     def _train_aligner(self, tokenizer: PreTrainedTokenizerFast, base: Path) -> Path:
-        gold = [gold_triple(rng) for rng in self._rngs("gold", self.scale.aligner_steps)]
+        gold = [gold_triple(rng, self._case(rng)) for rng in self._rngs("gold", self.scale.aligner_steps)]
         self.say(f"training the Aligner on {len(gold)} rows of passages, question, answer and correction")
         # Not `train_aligner`, in which a right answer is a verdict alone: so small a model is hardly ever sure of one, and
         # then has to have learned to write a right answer again as it is.
@@ -100,9 +100,12 @@ class RagWorkshop(Bench):
         """The same generator once for each row of so many steps, so that no row is seen twice."""
         return [self._rng(purpose)] * (steps * self.scale.batch)
 
+    def _case(self, rng: random.Random) -> Case:
+        return rag_world.draw_training_case(rng, first=self.scale.first)
+
     def _lookup(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
         """The passages, then the windows of their products again and again in random order."""
-        case = rag_world.draw_training_case(rng)
+        case = self._case(rng)
         asked = rng.choices(tuple(case.policy), k=LOOKUPS)
         facts = [rng.choice(rag_world.FACTS).format(product=one, window=case.policy[one]) for one in asked]
         return _told(tokenizer, rng, case, " ".join(f"{one}." for one in facts))
@@ -111,7 +114,7 @@ class RagWorkshop(Bench):
         """All policies with their conclusions, a right answer, a correction, or a verdict alone."""
         kind = rng.choice(("facts", "answer", "correction", "correction", "verdict"))
         if kind == "facts":
-            case = rag_world.draw_training_case(rng)
+            case = self._case(rng)
             told = [
                 rag_world.fact(rng, product, window, case.ticket.days <= window)
                 for product, window in rng.sample(tuple(case.policy.items()), len(case.policy))
@@ -119,21 +122,19 @@ class RagWorkshop(Bench):
             return _told(tokenizer, rng, case, " ".join(told))
         if kind == "answer":
             return self._answer(tokenizer, rng, rag_world.NO_CONTRADICTIONS)
-        return (
-            _correction(tokenizer, gold_triple(rng)) if kind == "correction" else _verdict(tokenizer, gold_triple(rng))
-        )
+        gold = gold_triple(rng, self._case(rng))
+        return _correction(tokenizer, gold) if kind == "correction" else _verdict(tokenizer, gold)
 
     def _answer(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random, rates: Contradictions) -> Row:
         """The app's prompt with the answer of staff that errs at these rates."""
-        case = rag_world.draw_training_case(rng)
+        case = self._case(rng)
         exchange = case.exchange(rng, rag_world.flawed_answer(rng, case, rates))
         prompt = chat_prompt(tokenizer, rag_world.upstream_turns(exchange))
         return Row(prompt=prompt, output=(*encode(tokenizer, exchange.answer), end_of(tokenizer)))
 
 
-def gold_triple(rng: random.Random) -> Triple:
+def gold_triple(rng: random.Random, case: Case) -> Triple:
     """An answer under passages, right or not, with its exact repair."""
-    case = rag_world.draw_training_case(rng)
     exchange = case.exchange(rng, rag_world.flawed_answer(rng, case, rag_world.GOLD))
     return rag_world.annotate(exchange).triple(exchange, "gold")
 

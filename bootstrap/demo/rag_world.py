@@ -101,9 +101,12 @@ def made_up_product(rng: random.Random, like: tuple[str, str] | None = None) -> 
             return first, second
 
 
-def draw_training_case(rng: random.Random) -> Case:
-    """A case under a policy of its own, whose cell of product, days and wording may be trained on."""
-    while split_of((), (case := _draw_case(rng)).ticket.split_key) != "train":
+def draw_training_case(rng: random.Random, *, first: float = 0.5) -> Case:
+    """A case under a policy of its own, whose cell of product, days and wording may be trained on.
+
+    The passage of the product is put first in a share `first` of the cases, and stands anywhere in the others.
+    """
+    while split_of((), (case := _draw_case(rng, first)).ticket.split_key) != "train":
         pass
     return case
 
@@ -117,10 +120,10 @@ def draw_held_out_ticket(rng: random.Random, products: Sequence[str], policy: Ma
     return ticket
 
 
-def _draw_case(rng: random.Random) -> Case:
+def _draw_case(rng: random.Random, first: float) -> Case:
     products = _draw_products(rng)
     policy = dict(zip(products, rng.sample(WINDOWS, len(products)), strict=True))
-    product = next(iter(policy)) if rng.random() < 0.5 else rng.choice(tuple(policy))
+    product = next(iter(policy)) if rng.random() < first else rng.choice(tuple(policy))
     return Case(ticket=_draw_ticket(rng, product, policy[product]), policy=policy)
 
 

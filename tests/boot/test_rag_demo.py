@@ -109,7 +109,7 @@ def test_a_look_alike_shares_one_part() -> None:
 
 def test_gold_rows_hold_passages_and_what_was_broken() -> None:
     rng = random.Random(0)
-    rows = [gold_triple(rng) for _ in range(200)]
+    rows = [gold_triple(rng, rag_world.draw_training_case(rng)) for _ in range(200)]
     assert all(len(row.context) >= 2 for row in rows)
     assert all(bool(row.criteria) == (row.correction is not None) for row in rows)
     assert 40 < sum(row.correction is None for row in rows) < 80
