@@ -109,5 +109,5 @@ RAG_FULL = RagScale(
     lookup_steps=300, base_steps=1400, upstream_steps=350, aligner_steps=1000, gate=200, report=600, right=500
 )
 RAG_QUICK = RagScale(
-    lookup_steps=180, base_steps=260, upstream_steps=90, aligner_steps=110, gate=60, report=80, right=60, first=1.0
+    lookup_steps=180, base_steps=260, upstream_steps=90, aligner_steps=110, gate=160, report=80, right=60, first=1.0
 )
