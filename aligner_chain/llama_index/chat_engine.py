@@ -143,10 +143,10 @@ class AlignerChatEngine(BaseChatEngine):
 def _response(answer: AgentChatResponse) -> Response:
     """The answer as a response, and one of an engine that corrects already as a corrected one."""
     inside = (source.raw_output for source in answer.sources)
-    corrected = any(isinstance(raw, _CORRECTED) and str(raw) == answer.response for raw in inside)
-    kind = CorrectedResponse if corrected else Response
-    metadata = next((source.raw_output.metadata for source in answer.sources if corrected), answer.metadata)
-    return kind(answer.response, source_nodes=_nodes(answer), metadata=metadata)
+    corrected = next((raw for raw in inside if isinstance(raw, _CORRECTED) and str(raw) == answer.response), None)
+    if corrected is None:
+        return Response(answer.response, source_nodes=_nodes(answer), metadata=answer.metadata)
+    return CorrectedResponse(answer.response, source_nodes=_nodes(answer), metadata=corrected.metadata)
 
 
 def _delivered(answer: AgentChatResponse, corrected: Response) -> AgentChatResponse:

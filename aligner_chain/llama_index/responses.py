@@ -97,7 +97,7 @@ def read(response: Response | PydanticResponse, pydantic_field: str | None) -> A
     if text is None and pydantic_field in held:
         return Answer(response, "", field=pydantic_field)
     if not isinstance(text, str):
-        texts = [name for name, value in dict(model).items() if isinstance(value, str)]
+        texts = [name for name, value in held.items() if isinstance(value, str)]
         raise ConfigurationError(
             f"{type(model).__name__} has no text in a field {pydantic_field!r}. Its fields that hold text: "
             f"{', '.join(texts) or 'none'}. Name one with AlignerResponsePostprocessor(pydantic_field=...)."
