@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.soak
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_contradictions_are_repaired_and_right_answers_kept(seed: int, tmp_path: Path) -> None:
     command = [Path(sys.executable).parent / "aligner-bootstrap", "demo", "--rag", "--seed", str(seed)]
     subprocess.run([*command, "--out", tmp_path / "out"], check=True, timeout=1800)
