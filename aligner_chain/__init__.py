@@ -28,17 +28,18 @@ if TYPE_CHECKING:
         EngineError,
         IncompleteCorrectionError,
         MissingExtraError,
+        OverloadedError,
         PromptNotFoundError,
         TemplateError,
         UnreadableCorrectionError,
     )
-    from aligner_chain.exchange import Correction, Edit, Exchange, Turn, Usage
+    from aligner_chain.exchange import Correction, Edit, Exchange, TokenScore, Turn, Usage
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "aligner_chain.aligner": ("Aligner",),
-    "aligner_chain.exchange": ("Correction", "Edit", "Exchange", "Turn", "Usage"),
+    "aligner_chain.exchange": ("Correction", "Edit", "Exchange", "TokenScore", "Turn", "Usage"),
     "aligner_chain.errors": (
         "AlignerError",
         "AlignerNotConfiguredError",
@@ -52,6 +53,7 @@ _EXPORTS = {
         "EngineError",
         "IncompleteCorrectionError",
         "MissingExtraError",
+        "OverloadedError",
         "PromptNotFoundError",
         "TemplateError",
         "UnreadableCorrectionError",
@@ -76,8 +78,10 @@ __all__ = [
     "Exchange",
     "IncompleteCorrectionError",
     "MissingExtraError",
+    "OverloadedError",
     "PromptNotFoundError",
     "TemplateError",
+    "TokenScore",
     "Turn",
     "UnreadableCorrectionError",
     "Usage",

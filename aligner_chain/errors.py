@@ -15,6 +15,7 @@
         ├── DelimiterError              the text holds a delimiter of a plain-text template
         ├── CorrectionTimeoutError (TimeoutError)   not finished in the time given
         └── EngineError                 the engine failed; its error is the cause
+            └── OverloadedError         more requests wait than the engine takes
 
 A `CorrectionError` belongs to one answer: it is put into that answer's `Correction` (outcome `failed`), and the
 failure policy of the caller decides whether it is raised. `bootstrap.errors` continues the tree.
@@ -92,3 +93,7 @@ class CorrectionTimeoutError(CorrectionError, TimeoutError):
 
 class EngineError(CorrectionError):
     """The engine failed while it worked on this answer; its own error is the cause."""
+
+
+class OverloadedError(EngineError):
+    """More requests wait than the engine takes; come back later."""

@@ -76,6 +76,18 @@ class Edit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenScore:
+    """Characters `start` to `end` of the answer, and the log-probability (nats) with which the Aligner leaves them.
+
+    It holds behind the prompt and all of the answer before, unchanged.
+    """
+
+    start: int
+    end: int
+    logprob: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """What a correction cost. `forwards` counts runs of the model that this request took part in."""
 
@@ -94,7 +106,8 @@ class Correction:
     failed. `outcome` is `approved` (nothing to change), `corrected`, `kept` (a correction was written and
     refused), `skipped` (not eligible) or `failed` (an error, held in `error`). `scores` are between 0 and 1
     (`keep`: the Aligner's probability that the answer needs nothing). `criteria` are the ones that the
-    Aligner says were broken. `aligner` names the model as `name@version`.
+    Aligner says were broken. `aligner` names the model as `name@version`. `tokens` are those of the answer that the
+    decoder drafted before it knew of a change: none where a verdict to keep came first, or an engine drafts nothing.
     """
 
     exchange: Exchange
@@ -104,6 +117,7 @@ class Correction:
     edits: tuple[Edit, ...] = ()
     scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     criteria: tuple[str, ...] = ()
+    tokens: tuple[TokenScore, ...] = field(default=(), compare=False, repr=False)
     aligner: str = ""
     template: str = ""
     usage: Usage = field(default_factory=Usage)

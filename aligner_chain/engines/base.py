@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -30,6 +30,7 @@ class Capabilities:
     sampling: bool = False
     deadline: bool = False
     stream: bool = False
+    overlap: bool = False
     window: int | None = None
     """Most tokens of prompt and output together; None where the engine does not know."""
 
@@ -44,13 +45,14 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """The answer as it would stand at the start of the output.
+    """The answer as it would stand in the output, behind `lead` (a verdict, or nothing).
 
     `ids` are its tokens; `spans` the characters (start, end) of the answer that each of them stands for.
     """
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    lead: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +85,9 @@ class Request:
 class Generation:
     """What came of a request. `ids` excludes the token that ended it; `text` is for engines without tokens.
 
-    `choice_logprobs` are of the unbiased distribution at the first position; `draft_logprobs` has one value per
-    token of the draft, each given the prompt and the draft before it.
+    `choice_logprobs` are of the unbiased distribution at the first position. `draft_logprobs` has one value per token
+    of the draft: its log-probability behind the prompt and all of the draft before it with `score_draft`, else behind
+    the output at the place where it was proposed, and NaN where it never was.
     """
 
     key: str
@@ -101,19 +104,43 @@ class Generation:
 class Ticket:
     """One request in flight. Cancelling is a wish: the engine drops the row at its next step.
 
-    `ids` is the output so far of a request with `stream`; an engine adds to it with `push`.
+    `ids` is the output so far of a request with `stream`; an engine adds to it with `push`. A ticket from
+    `Engine.open` is not `sealed`: its prompt may still grow, and nothing is decoded yet.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(
+        self,
+        request: Request,
+        *,
+        sealed: bool = True,
+        changed: Callable[[], None] | None = None,
+        fault: Callable[[Request], Exception | None] | None = None,
+    ) -> None:
+        self.request, self.sealed = request, sealed
         self.future: Future[Generation] = Future()
         self.cancelled = False
         self.ids: list[int] = []
-        self._wake: Callable[[], None] = _nobody_watches
+        self._wake: Callable[[], None] = _nobody_waits
+        self._changed, self._fault = changed or _nobody_waits, fault or _no_fault
 
-    def push(self, token: int) -> None:
-        """Adds a token to the output so far; called by the engine's thread alone."""
-        self.ids.append(token)
+    def feed(self, prompt: Sequence[int]) -> None:
+        """Says how the prompt is going to begin, all of it each time; what differs from before is taken back."""
+        request = replace(self.request, prompt=tuple(prompt))
+        if self._fault(request) is None:  # Else it is what the sealed request will be refused for, if it is still true.
+            self.request = request
+            self._changed()
+
+    def seal(self, request: Request) -> None:
+        """Gives the request as it came out in the end; from here on it is decoded."""
+        self.request, self.sealed = request, True
+        error = self._fault(request)
+        if error is not None and not self.future.done():
+            self.future.set_exception(error)
+        self._changed()
+
+    def push(self, tokens: Sequence[int]) -> None:
+        """Adds tokens to the output so far; called by the engine's thread alone."""
+        self.ids += tokens
         self._wake()
 
     def watch(self, wake: Callable[[], None]) -> None:
@@ -129,10 +156,15 @@ class Ticket:
     def cancel(self) -> None:
         self.cancelled = True
         self.future.cancel()
+        self._changed()
 
 
-def _nobody_watches() -> None:
-    """What a token wakes before anyone watches."""
+def _nobody_waits() -> None:
+    """What is woken before anyone waits for it."""
+
+
+def _no_fault(request: Request) -> None:
+    """What an engine finds wrong that takes every request."""
 
 
 class Engine(Protocol):
@@ -142,6 +174,12 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]: ...
+
+    def open(self, request: Request) -> Ticket:
+        """A ticket whose prompt is still growing (`feed`, then `seal`), for engines with `capabilities.overlap`.
+
+        What of the prompt is known is read at once, while the upstream still writes. Raises `CapabilityError`.
+        """
 
     def load(self, adapter: str, path: Path) -> None:
         """Makes an adapter available under a new name; a name is never loaded twice."""

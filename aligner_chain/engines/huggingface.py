@@ -1,45 +1,70 @@
 """The engine in this process: any Hugging Face causal LM, on CUDA when there is one, else on the CPU.
 
-Callers from any thread only put requests into a queue. One worker thread owns the model; it takes what waits, decodes it
-as a batch and takes again. It ends when nothing has come for a while, so that an engine nobody holds can be freed.
+Callers from any thread only put requests into a queue. One worker thread owns the model and lets what waits join the rows
+it decodes. It ends when nothing has come for a while, so that an engine nobody holds can be freed.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aligner_chain.engines.base import Capabilities, Generation, Request, Ticket
+from aligner_chain.engines.base import Capabilities, Request, Ticket
 from aligner_chain.engines.loading import load
+from aligner_chain.engines.queueing import Waiting
 from aligner_chain.errors import CapabilityError, ContextOverflowError, EngineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from aligner_chain.engines.decoding import Row
+    from aligner_chain.engines.batching import RunningBatch
+    from aligner_chain.engines.drafting import CostCurve
+    from aligner_chain.engines.rows import Row
 
+_log = logging.getLogger(__name__)
 _IDLE_S = 5.0
-_SCORED = 2**28
-"""Most logits of one scoring forward: rows x draft tokens x vocabulary."""
+_ENDS = (".", "!", "?", ":", "\n", "Ċ", "<0x0A>")
+"""How pieces of a vocabulary end that end a sentence or line; byte-level ones write a line's end in their own way."""
+_CPU_MEMORY = 4 * 2**30
+"""Bytes for the keys and values of all running rows, where there is no GPU whose free memory would say."""
 
 
 class HuggingFaceEngine:
-    """Decodes batches of up to `max_batch` rows on a causal LM with full or sliding-window attention.
+    """Decodes up to `max_batch` rows at a time on a causal LM, each drafted from its request's `draft`.
 
-    The model is used as it is (device and dtype) and must not be changed by others while the engine is open.
+    The model is used as it is (device and dtype) and must not be changed by others while the engine is open. `max_tokens`
+    bounds prompts and outputs of all running rows together; None: what fits into four fifths of the GPU's free memory, or
+    into 4 GiB on the CPU. More than `max_waiting` requests in the queue are refused, except those of one call that finds
+    it empty. `curve` is what a forward costs by its tokens, by which drafts are made long or short; None: it is measured
+    when the first draft comes, in about a second at most. `packed=False` takes the plain path: padded batches, token by token, without drafts and overlap.
+    A model whose attention does not fit the packed path takes the plain one too; `plain_reason` then says why.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, *, max_batch: int = 64) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        max_batch: int = 64,
+        max_tokens: int | None = None,
+        max_waiting: int = 4096,
+        packed: bool = True,
+        curve: CostCurve | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
         self.closed = False
+        self.plain_reason = _plain_reason(model) if packed else "packed=False"
         self._eos = _eos_ids(model, tokenizer)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._window = _window(model)
-        self._waiting: list[Row] = []
+        self._max_tokens = max_tokens or _fitting_tokens(model)
+        self._waiting = Waiting(max_waiting)
+        self._curve = curve
+        self._batch: RunningBatch | None = None
         self._changed = threading.Condition()
         self._worker: threading.Thread | None = None
 
@@ -72,29 +97,34 @@ class HuggingFaceEngine:
             sampling=True,
             deadline=True,
             stream=True,
+            overlap=self.plain_reason is None,
             window=self._window,
         )
 
     def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
         """Queues the requests. One that cannot be run fails its own ticket.
 
-        Raises `CapabilityError` for an adapter and `EngineError` after `close`.
+        Raises `CapabilityError` for an adapter, `OverloadedError` where too much waits already, and `EngineError` after
+        `close`.
         """
-        from aligner_chain.engines.decoding import Row
-
         if any(request.adapter is not None for request in requests):
             raise CapabilityError(_NO_ADAPTERS)
-        tickets = [Ticket(request) for request in requests]
-        rows = [Row(ticket) for ticket in tickets if not self._refused(ticket)]
-        with self._changed:
-            if self.closed:
-                raise EngineError("The engine is closed. Make a new one with HuggingFaceEngine.from_pretrained.")
-            self._waiting += rows
-            if self._worker is None and rows:
-                self._worker = threading.Thread(target=self._work, name="aligner-chain-engine", daemon=True)
-                self._worker.start()
-            self._changed.notify_all()
+        tickets = [Ticket(request, changed=self._wake) for request in requests]
+        self._enqueue([ticket for ticket in tickets if not self._refused(ticket)])
         return tickets
+
+    def open(self, request: Request) -> Ticket:
+        """A ticket whose prompt still grows: what is known of it is read while the upstream writes on.
+
+        Raises `CapabilityError` on the plain path.
+        """
+        if self.plain_reason is not None:
+            raise CapabilityError(
+                f"This engine cannot read a prompt that still grows ({self.plain_reason}). Submit the whole request."
+            )
+        ticket = Ticket(request, sealed=False, changed=self._wake, fault=self._fault)
+        self._enqueue([ticket])
+        return ticket
 
     def load(self, adapter: str, path: Path) -> None:
         """Raises `CapabilityError`: this engine has no adapters to switch between."""
@@ -108,66 +138,160 @@ class HuggingFaceEngine:
             worker = self._worker
         if worker is not None and worker is not threading.current_thread():
             worker.join()
+        self._batch = None
         self.__dict__.pop("model", None)
+
+    def _enqueue(self, tickets: Sequence[Ticket]) -> None:
+        from aligner_chain.engines.rows import Row
+
+        with self._changed:
+            if self.closed:
+                raise EngineError("The engine is closed. Make a new one with HuggingFaceEngine.from_pretrained.")
+            self._waiting.add([Row(ticket) for ticket in tickets])
+        self._wake()
+
+    def _wake(self) -> None:
+        """Tells the worker that something changed, and starts it if it has gone home."""
+        with self._changed:
+            if self._worker is None and not self.closed:
+                self._worker = threading.Thread(target=self._work, name="aligner-chain-engine", daemon=True)
+                self._worker.start()
+            self._changed.notify_all()
 
     def _refused(self, ticket: Ticket) -> bool:
         """Fails a ticket whose prompt cannot be run; on a GPU an id out of range would take the process with it."""
-        prompt, window = ticket.request.prompt, self._window
-        asked = (*prompt, *(ticket.request.draft.ids if ticket.request.draft else ()), *ticket.request.choices)
-        needed = len(prompt) + ticket.request.max_new
-        error: Exception | None = None
+        error = self._fault(ticket.request)
+        if error is not None and not ticket.future.done():
+            ticket.future.set_exception(error)
+        return error is not None
+
+    def _fault(self, request: Request) -> EngineError | ContextOverflowError | None:
+        prompt, window = request.prompt, self._window
+        draft = (*request.draft.lead, *request.draft.ids) if request.draft else ()
+        asked = (*prompt, *draft, *request.choices)
+        output = max(request.max_new, len(draft) + 1 if request.score_draft else 0)
         if not prompt:
-            error = EngineError("The request has an empty prompt; this engine needs at least one token.")
-        elif min(asked) < 0 or max(asked) >= self._vocabulary:
-            error = EngineError(
+            return EngineError("The request has an empty prompt; this engine needs at least one token.")
+        if min(asked) < 0 or max(asked) >= self._vocabulary:
+            return EngineError(
                 f"The request holds token ids from {min(asked)} to {max(asked)}, the model knows 0 to "
                 f"{self._vocabulary - 1}. Was the model resized for its tokenizer "
                 "(model.resize_token_embeddings(len(tokenizer)))?"
             )
-        elif window is not None and needed > window:
-            error = ContextOverflowError(
-                f"Prompt ({len(prompt)} tokens) and output ({ticket.request.max_new}) need {needed} tokens, but the "
+        if window is not None and len(prompt) + output > window:
+            return ContextOverflowError(
+                f"Prompt ({len(prompt)} tokens) and output ({output}) need {len(prompt) + output} tokens, but the "
                 f"model's window holds {window}. Shorten the conversation or ask for fewer new tokens."
             )
-        if error is not None:
-            ticket.future.set_exception(error)
-        return error is not None
+        return None
 
     def _work(self) -> None:
         import torch
 
-        with torch.no_grad():
-            while rows := self._take():
-                self._run(rows)
+        with torch.inference_mode():
+            run = self._run_packed if self.plain_reason is None else self._run_padded
+            while run():
+                pass
 
-    def _take(self) -> list[Row]:
-        """The next batch: of what waits the oldest row and those nearest to it in length. Empty: nothing to do."""
+    # --- the packed path: rows join and leave at every forward ---
+
+    def _run_packed(self) -> bool:
+        """Admits what waits and runs one forward. False: there is nothing to do, and the thread ends."""
+        import torch
+
+        batch = self._batch = self._batch or self._new_batch()
+        with self._changed:
+            something = self._changed.wait_for(lambda: self._waiting or batch.busy or self.closed, timeout=_IDLE_S)
+            if self.closed:
+                batch.close_open()
+            if not something or not (self._waiting or batch.rows):
+                self._worker = None
+                return False
+            admitted = self._admit(batch)
+        for row in admitted:
+            batch.add(row)
+        try:
+            batch.step()
+        except torch.OutOfMemoryError as error:
+            self._halve(batch, error)
+        except Exception as error:  # noqa: BLE001  (belongs to these rows; the thread serves the next ones)
+            batch.fail(_engine_error(error))
+        return True
+
+    def _admit(self, batch: RunningBatch) -> list[Row]:
+        """The rows that may join: each caller in turn, as many as there is room for."""
+        admitted: list[Row] = []
+        places, tokens = batch.places, batch.room
+        while self._waiting and places > 0:
+            row = self._waiting.first()
+            if row.room > tokens and batch.rows:
+                batch.forget_open()
+                tokens = batch.room - sum(one.room for one in admitted)
+            if row.room > tokens and (places < batch.max_rows):
+                break
+            self._waiting.take()
+            if row.admitted():
+                admitted.append(row)
+                places, tokens = places - row.ticket.sealed, tokens - row.room
+        return admitted
+
+    def _halve(self, batch: RunningBatch, error: Exception) -> None:
+        """Goes on with half of the rows; the others start anew when there is room."""
+        import torch
+
+        running = sum(running.sealed for running in batch.rows)
+        if running < 2:
+            batch.fail(_engine_error(error))
+            return
+        batch.max_rows = running - running // 2
+        with self._changed:
+            self._waiting.put_back(batch.take_out(running // 2))
+        torch.cuda.empty_cache()
+
+    def _new_batch(self) -> RunningBatch:
+        from aligner_chain.engines.batching import RunningBatch
+
+        return RunningBatch(
+            self.model,
+            eos=self._eos,
+            ends=_sentence_ends(self.tokenizer),
+            max_rows=self.max_batch,
+            max_tokens=self._max_tokens,
+            curve=self._curve,
+        )
+
+    # --- the plain path: one padded batch after the other ---
+
+    def _run_padded(self) -> bool:
+        """Decodes the next batch. False: there is nothing to do, and the thread ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.closed, timeout=_IDLE_S)
             if not self._waiting:
                 self._worker = None
-                return []
-            oldest = len(self._waiting[0].request.prompt)
-            ordered = sorted(self._waiting, key=lambda row: abs(len(row.request.prompt) - oldest))
-            batch = ordered[: self._rows_at_once(ordered)]
-            chosen = set(map(id, batch))
-            self._waiting = [row for row in self._waiting if id(row) not in chosen]
-            return batch
+                return False
+            rows = self._next_padded()
+        self._decode_padded([row for row in rows if row.admitted()])
+        return True
 
-    def _rows_at_once(self, rows: Sequence[Row]) -> int:
-        longest = max((len(row.scored) for row in rows[: self.max_batch]), default=0)
-        by_memory = _SCORED // ((longest + 1) * self._vocabulary) if longest else self.max_batch
-        return max(1, min(self.max_batch, by_memory))
+    def _next_padded(self) -> list[Row]:
+        """Of what waits the oldest row and those nearest to it in length."""
+        from aligner_chain.engines.padded import rows_at_once
 
-    def _run(self, rows: list[Row]) -> None:
+        waiting = self._waiting.all()
+        oldest = len(waiting[0].ticket.request.prompt)
+        ordered = sorted(waiting, key=lambda row: abs(len(row.ticket.request.prompt) - oldest))
+        batch = ordered[: rows_at_once(ordered[: self.max_batch], self._vocabulary)]
+        self._waiting.remove(batch)
+        return batch
+
+    def _decode_padded(self, rows: Sequence[Row]) -> None:
         import torch
 
-        from aligner_chain.engines.decoding import Decoder
+        from aligner_chain.engines.padded import Decoder
 
-        rows = [row for row in rows if row.ticket.future.running() or _admitted(row)]
         try:
             if rows:
-                Decoder(self.model, rows, self._eos, _resolve).run()
+                Decoder(self.model, rows, self._eos).run()
             return
         except torch.OutOfMemoryError as error:
             failure: Exception = error
@@ -177,8 +301,8 @@ class HuggingFaceEngine:
         if isinstance(failure, torch.OutOfMemoryError) and len(left) > 1:
             torch.cuda.empty_cache()
             half = len(left) // 2
-            self._run(left[:half])
-            self._run(left[half:])
+            self._decode_padded(left[:half])
+            self._decode_padded(left[half:])
             return
         for row in left:
             row.ticket.future.set_exception(_engine_error(failure))
@@ -207,24 +331,31 @@ def shared_engine(
         return engine
 
 
-def _admitted(row: Row) -> bool:
-    """Whether the row is still wanted; from here on a cancelled ticket gets a generation, not an exception."""
-    if not row.ticket.future.set_running_or_notify_cancel():
-        return False
-    if row.interrupted(time.monotonic()):
-        _resolve(row, row.generation((), "cancelled" if row.ticket.cancelled else "deadline", forwards=0))
-        return False
-    return True
-
-
-def _resolve(row: Row, generation: Generation) -> None:
-    row.ticket.future.set_result(generation)
-
-
 def _engine_error(cause: Exception) -> EngineError:
     error = EngineError(f"The model failed: {type(cause).__name__}: {cause}")
     error.__cause__ = cause
     return error
+
+
+def _plain_reason(model: PreTrainedModel) -> str | None:
+    from aligner_chain.engines.packed import prepare
+
+    reason = prepare(model)
+    if reason is not None:
+        _log.warning("%s is decoded without drafts, since %s.", type(model).__name__, reason)
+    return reason
+
+
+def _fitting_tokens(model: PreTrainedModel) -> int:
+    """How many tokens of keys and values there is memory for."""
+    import torch
+
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = 2 * config.num_hidden_layers * heads * dim * model.dtype.itemsize
+    free = torch.cuda.mem_get_info(model.device)[0] * 4 // 5 if model.device.type == "cuda" else _CPU_MEMORY
+    return max(1, int(free // each))
 
 
 def _window(model: PreTrainedModel) -> int | None:
@@ -236,3 +367,8 @@ def _eos_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     several = configured if isinstance(configured, list) else [configured]
     return frozenset(int(token) for token in (*several, tokenizer.eos_token_id) if token is not None)
+
+
+def _sentence_ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a sentence or a line, as the vocabulary spells them."""
+    return frozenset(token for piece, token in tokenizer.get_vocab().items() if piece.endswith(_ENDS))

@@ -40,6 +40,10 @@ class TextEngine(ABC):
         self._pool.submit(contextvars.copy_context().run, self._run, tickets)
         return tickets
 
+    def open(self, request: Request) -> Ticket:
+        """Raises `CapabilityError`: what is behind this engine reads a whole text at once."""
+        raise CapabilityError("This engine cannot read a prompt that still grows. Submit the whole request.")
+
     def load(self, adapter: str, path: Path) -> None:
         """Raises `CapabilityError`: there is no model here to put an adapter on."""
         raise CapabilityError("This engine has no adapters. Load one with HuggingFaceEngine.from_pretrained.")

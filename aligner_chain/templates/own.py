@@ -89,18 +89,24 @@ class OwnTemplate(CorrectionTemplate):
 
     def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
         ids, spans = plain.encode_with_spans(exchange.answer)
+        asked, *_ = self._beginning(exchange, tokenizer, plain, criteria)
+        return Rendered(
+            prompt=(*asked, *ids, plain.added[OUTPUT]),
+            answer=exchange.answer,
+            draft=Draft(ids=ids, spans=spans, lead=(plain.added[FIX],)),
+            choices=(plain.added[KEEP], plain.added[FIX]),
+            stop_ids=(plain.added[KEEP],),
+        )
+
+    def _beginning(
+        self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]
+    ) -> tuple[tuple[int, ...], str, int]:
         segments = [(_role_token(turn), turn.text) for turn in exchange.turns]
         segments += [(CONTEXT, passage) for passage in exchange.context]
         segments += [(CRITERION, name) for name in criteria]
         bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
         asked = [token for name, text in segments for token in (plain.added[name], *plain.encode(text))]
-        return Rendered(
-            prompt=(*bos, *asked, plain.added[ANSWER], *ids, plain.added[OUTPUT]),
-            answer=exchange.answer,
-            draft=Draft(ids=ids, spans=spans),
-            choices=(plain.added[KEEP], plain.added[FIX]),
-            stop_ids=(plain.added[KEEP],),
-        )
+        return (*bos, *asked, plain.added[ANSWER]), "", 0
 
 
 def _role_token(turn: Turn) -> str:

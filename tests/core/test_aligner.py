@@ -13,6 +13,7 @@ import torch
 
 from aligner_chain import Aligner, Exchange, Turn
 from aligner_chain.checkpoint import AlignerMetadata
+from aligner_chain.engines.drafting import CPU_FP32
 from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.errors import (
     CapabilityError,
@@ -72,7 +73,7 @@ def aligner(trained: Any) -> Iterator[Aligner]:
     model, tokenizer = trained
     metadata = AlignerMetadata(name="tiny", version="7", template="aligner-chain/1")
     made = Aligner(
-        HuggingFaceEngine(model, tokenizer),
+        HuggingFaceEngine(model, tokenizer, curve=CPU_FP32),
         metadata=metadata,
         template=get_template("aligner-chain/1"),
         tokenizer=tokenizer,

@@ -148,8 +148,12 @@ def test_log_probabilities_of_drafts_and_choices(tokenizer: Any, tiny_llama: Any
         if request.score_draft:
             expected = by_one_forward(model, request.prompt, request.draft.ids)
             assert generation.draft_logprobs == pytest.approx(expected, abs=1e-9)
-        else:
-            assert generation.draft_logprobs is None
+        elif generation.draft_logprobs is not None:
+            expected = by_one_forward(model, request.prompt, request.draft.ids)
+            seen = [(one, right) for one, right in zip(generation.draft_logprobs, expected, strict=True) if one == one]
+            assert [one for one, _ in seen] == pytest.approx([right for _, right in seen], abs=1e-9)
+            # Looked at as far as it was drafted, which is no farther than the output could have been.
+            assert len(seen) == min(max(request.max_new - 1, 0), len(request.draft.ids))
         if request.max_new == 0:
             assert (generation.ids, generation.finish, generation.usage.forwards) == ((), "length", 1)
         elif request.bias:
@@ -257,9 +261,14 @@ def _nothing(_result: object) -> None:
 
 @contextmanager
 def hooked(model: Any, hook: Any) -> Iterator[None]:
-    """Calls `hook(batch size)` before every forward of the model."""
+    """Calls `hook(rows)` before every forward of the model; rows without drafts want one row of logits each."""
+
+    def rows(kwargs: Any) -> int:
+        kept = kwargs["logits_to_keep"]
+        return len(kept) if isinstance(kept, torch.Tensor) else kwargs["input_ids"].shape[0]
+
     handle = model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: _nothing(hook(kwargs["input_ids"].shape[0])), with_kwargs=True
+        lambda _module, _args, kwargs: _nothing(hook(rows(kwargs))), with_kwargs=True
     )
     yield
     handle.remove()
@@ -275,7 +284,7 @@ def test_callers_share_batches(tokenizer: Any, tiny_llama: Any) -> None:
         assert all_there.wait(30)
 
     asked = requests(9, max_new=1)
-    with hooked(model, hook), engine_of(model, tokenizer) as engine:
+    with engine_of(model, tokenizer) as engine, hooked(model, hook):
         first = engine.submit(asked[:1])
         assert begun.wait(30)
         rest: list[Any] = []
@@ -299,7 +308,7 @@ def test_rows_of_like_length_go_together(tokenizer: Any, tiny_llama: Any) -> Non
     handle = model.register_forward_pre_hook(
         lambda _module, _args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    with engine_of(model, tokenizer, max_batch=3) as engine:
+    with engine_of(model, tokenizer, max_batch=3, packed=False) as engine:
         run(engine, asked)
     handle.remove()
     assert widths == [7, 102]
@@ -341,7 +350,7 @@ def test_a_row_cancelled_while_it_waits_is_never_run(tokenizer: Any, tiny_llama:
         begun.set()
         assert cancelled.wait(30)
 
-    with hooked(model, hook), engine_of(model, tokenizer) as engine:
+    with engine_of(model, tokenizer) as engine, hooked(model, hook):
         first = engine.submit(requests(1, max_new=1))
         assert begun.wait(30)
         waiting = engine.submit(requests(3, max_new=1))

@@ -1,106 +1,71 @@
-"""Decoding one batch on a Hugging Face causal LM: rows of different lengths, each leaving when it is finished.
+"""The plain way to decode a batch: padded to a rectangle, token by token, for models that `packed` does not fit.
 
-Shapes: B rows still decoding, P columns of prompt (left-padded), V tokens of vocabulary.
+Each row leaves when it is finished. Shapes: B rows still decoding, P columns of prompt (left-padded), V tokens of vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from aligner_chain.engines.base import Finish, Generation, Request, Ticket
-from aligner_chain.exchange import Usage
+from aligner_chain.engines.rows import Row, drawn, wide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Row:
-    """A ticket on its way through the decoder. `deadline` is a time of `time.monotonic()`."""
+_SCORED = 2**28
+"""Most logits of one scoring forward: rows x draft tokens x vocabulary."""
 
-    __slots__ = ("born", "choice_logprobs", "deadline", "draft_logprobs", "request", "ticket")
 
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket, self.request = ticket, ticket.request
-        self.born = time.monotonic()
-        seconds = ticket.request.deadline_s
-        self.deadline = float("inf") if seconds is None else self.born + seconds
-        self.draft_logprobs: tuple[float, ...] | None = None
-        self.choice_logprobs: dict[int, float] = {}
+def rows_at_once(rows: Sequence[Row], vocabulary: int) -> int:
+    """How many of the rows one batch may hold."""
+    longest = max(len(scored(row)) for row in rows)
+    return max(1, min(len(rows), _SCORED // ((longest + 1) * vocabulary) if longest else len(rows)))
 
-    @property
-    def scored(self) -> tuple[int, ...]:
-        """The draft's ids, where their log-probabilities are wanted."""
-        draft = self.request.draft
-        return draft.ids if draft is not None and self.request.score_draft else ()
 
-    def interrupted(self, now: float) -> bool:
-        return self.ticket.cancelled or self.deadline <= now
-
-    def generation(self, ids: Sequence[int], finish: Finish, forwards: int) -> Generation:
-        draft, usage = (
-            self.request.draft,
-            Usage(
-                prompt_tokens=len(self.request.prompt),
-                new_tokens=len(ids),
-                forwards=forwards,
-                latency_s=time.monotonic() - self.born,
-            ),
-        )
-        return Generation(
-            key=self.request.key,
-            ids=tuple(ids),
-            finish=finish,
-            approved=draft is not None and finish == "eos" and draft.ids == tuple(ids),
-            draft_logprobs=self.draft_logprobs,
-            choice_logprobs=self.choice_logprobs,
-            usage=usage,
-        )
+def scored(row: Row) -> tuple[int, ...]:
+    """The draft behind its lead, where its log-probabilities are wanted."""
+    request = row.ticket.request
+    return (*request.draft.lead, *request.draft.ids) if request.draft is not None and request.score_draft else ()
 
 
 class Decoder:
-    """One batch. `run` calls `finish` for each row as soon as its generation is there."""
+    """One batch. `run` resolves each row as soon as its generation is there."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        rows: Sequence[Row],
-        eos: Collection[int],
-        finish: Callable[[Row, Generation], None],
-    ) -> None:
-        self._model, self._eos, self._finish = model, frozenset(eos), finish
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], eos: Collection[int]) -> None:
+        self._model, self._eos = model, frozenset(eos)
         self._rows: list[Row | None] = list(rows)
         known = inspect.signature(model.forward).parameters
         self._cut_logits, self._positioned = "logits_to_keep" in known, "position_ids" in known
-        requests = [row.request for row in rows]
+        requests = [row.ticket.request for row in rows]
         self._width = max(len(request.prompt) for request in requests)
         longest = max(request.max_new for request in requests)
-        self._cache = _cache(model, self._width + max(longest, *(len(row.scored) for row in rows)))
+        self._cache = _cache(model, self._width + max(longest, *(len(scored(row)) for row in rows)))
         # One row of each tensor per row of the batch; `_keep_only` drops the rows of all of them together.
         self._lengths = self._tensor([[len(request.prompt)] for request in requests])
         self._limits = self._tensor([request.max_new for request in requests])
         self._ends = self._tensor(_rectangle([[*self._eos, *request.stop_ids] for request in requests], fill=-1))
-        self._noise = _Noise(requests, longest, model.device)
+        self._noise = _Noise(rows, longest, model.device)
         self._out = torch.zeros(len(rows), longest, dtype=torch.long, device=model.device)
         self._mask = torch.ones(len(rows), self._width + longest, dtype=torch.long, device=model.device)
 
     def run(self) -> None:
         logits, step = self._first_forward(rows=[row for row in self._rows if row is not None]), 0
-        alive = self._leave(self._limits <= 0, step, forwards=1)
+        alive = self._leave(self._limits <= 0, step)
         while alive:
             tokens = self._noise.choose(logits, step)
             self._out[:, step] = tokens
             self._tell(tokens)
             step += 1
             ended = (tokens[:, None] == self._ends).any(1) | (self._limits <= step)
-            alive = self._leave(ended, step, forwards=step)
+            alive = self._leave(ended, step)
             # Dropping rows copies the cache, about as much work as one step; so not for every single row of many.
             if 0 < len(alive) <= len(self._rows) * 3 // 4:
                 self._keep_only(alive)
@@ -109,9 +74,9 @@ class Decoder:
 
     def _first_forward(self, rows: Sequence[Row]) -> torch.Tensor:
         """Runs prompts, with the drafts to score behind them, and returns the logits [B, V] of the first position."""
-        drafts = _rectangle([row.scored for row in rows], fill=0)
+        drafts = _rectangle([scored(row) for row in rows], fill=0)
         behind = len(drafts[0])
-        prompts = [[0] * (self._width - len(row.request.prompt)) + [*row.request.prompt] for row in rows]
+        prompts = [[0] * (self._width - len(row.ticket.request.prompt)) + [*row.ticket.request.prompt] for row in rows]
         columns = torch.arange(self._width, device=self._mask.device)
         self._mask[:, : self._width] = columns >= self._width - self._lengths
         # What pads a shorter draft stands behind everything that is read, so nothing attends to it.
@@ -139,47 +104,40 @@ class Decoder:
 
     def _scored(self, rows: Sequence[Row], logits: torch.Tensor) -> torch.Tensor:
         """Notes the wanted log-probabilities of [B, 1 + draft, V] and returns the biased first position [B, V]."""
-        first = logits[:, 0].float() if logits.element_size() < 4 else logits[:, 0].clone()
+        first = wide(logits[:, 0]) if logits.element_size() < 4 else logits[:, 0].clone()
         for index, row in enumerate(rows):
-            if row.request.score_draft and row.request.draft is not None:
-                row.draft_logprobs = _gathered(logits[index, : len(row.scored)], row.scored)
-            if row.request.choices:
-                chosen = first[index].log_softmax(-1)[self._tensor(row.request.choices)]
-                row.choice_logprobs = dict(zip(row.request.choices, chosen.tolist(), strict=True))
-            for token, nats in row.request.bias.items():
+            request, ids = row.ticket.request, scored(row)
+            if request.score_draft and request.draft is not None:
+                row.draft_logprobs = _gathered(logits[index, : len(ids)], ids)[len(request.draft.lead) :]
+            if request.choices:
+                chosen = first[index].log_softmax(-1)[self._tensor(request.choices)]
+                row.choice_logprobs = dict(zip(request.choices, chosen.tolist(), strict=True))
+            for token, nats in request.bias.items():
                 first[index, token] += nats
         return first
 
     def _tell(self, tokens: torch.Tensor) -> None:
         """Hands each row that is watched its token [B], but none that ends the output."""
         watched = [
-            (index, row.ticket) for index, row in enumerate(self._rows) if row is not None and row.request.stream
+            (index, row.ticket) for index, row in enumerate(self._rows) if row is not None and row.ticket.request.stream
         ]
         if not watched:  # Reading tokens would wait for the device.
             return
         values, ended = tokens.tolist(), (tokens[:, None] == self._ends).any(1).tolist()
         for index, ticket in watched:
             if not ended[index]:
-                ticket.push(values[index])
+                ticket.push([values[index]])
 
-    def _leave(self, ended: torch.Tensor, step: int, forwards: int) -> list[int]:
+    def _leave(self, ended: torch.Tensor, step: int) -> list[int]:
         """Finishes the rows that ended or were interrupted, and returns the indices of the others."""
         flags, now = ended.tolist(), time.monotonic()  # the one wait for the device in a step
         for index, row in enumerate(self._rows):
             if row is not None and (flags[index] or row.interrupted(now)):
                 self._rows[index] = None
-                self._finish(row, self._finished(row, index, step, forwards, complete=flags[index]))
+                row.cost.forwards = max(1, step)
+                ids = self._out[index, :step].tolist()
+                row.resolve((row.ended(ids, self._eos) if flags[index] else None) or row.broken_off(ids))
         return [index for index, row in enumerate(self._rows) if row is not None]
-
-    def _finished(self, row: Row, index: int, step: int, forwards: int, *, complete: bool) -> Generation:
-        ids = self._out[index, :step].tolist()
-        if not complete:
-            return row.generation(ids, "cancelled" if row.ticket.cancelled else "deadline", forwards)
-        if ids and ids[-1] in self._eos:
-            return row.generation(ids[:-1], "eos", forwards)
-        if ids and ids[-1] in row.request.stop_ids:
-            return row.generation(ids[:-1], "stop", forwards)
-        return row.generation(ids, "length", forwards)
 
     def _keep_only(self, alive: Sequence[int]) -> None:
         self._rows = [self._rows[index] for index in alive]
@@ -195,16 +153,13 @@ class Decoder:
 
 
 class _Noise:
-    """How each row's tokens are drawn: the best one, or by inverting the distribution at one uniform per step.
+    """How each row's tokens are chosen: the best one, or drawn with one uniform per step."""
 
-    A row's uniforms depend on its seed and key alone, so its text does not depend on its neighbours.
-    """
-
-    def __init__(self, requests: Sequence[Request], steps: int, device: torch.device) -> None:
-        drawn = any(request.sampling.temperature > 0 for request in requests)
-        temperatures = [[request.sampling.temperature] for request in requests]
-        self._temperatures = torch.tensor(temperatures, dtype=torch.float64, device=device) if drawn else None
-        uniforms = [_uniforms(request, steps) if drawn else [] for request in requests]
+    def __init__(self, rows: Sequence[Row], steps: int, device: torch.device) -> None:
+        wanted = [row.ticket.request.sampling.temperature for row in rows]
+        random, places = any(temperature > 0 for temperature in wanted), range(max(1, steps))
+        self._temperatures = torch.tensor(wanted, dtype=torch.float64, device=device)[:, None] if random else None
+        uniforms = [row.uniforms.at(places) if random else [] for row in rows]
         self._uniforms = torch.tensor(uniforms, dtype=torch.float64, device=device)
 
     def choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
@@ -212,12 +167,8 @@ class _Noise:
         best = logits.argmax(-1)
         if self._temperatures is None:
             return best
-        scaled = logits.double() / self._temperatures.clamp(min=1e-6)
-        cumulated = scaled.softmax(-1).cumsum(-1)
-        # Against the sum as it came out, not against 1, so that rounding never leads behind the last token.
-        level = self._uniforms[:, step : step + 1] * cumulated[:, -1:]
-        drawn = torch.searchsorted(cumulated, level, right=True)[:, 0]
-        return torch.where(self._temperatures[:, 0] > 0, drawn.clamp(max=logits.shape[-1] - 1), best)
+        tokens = drawn(logits, self._temperatures, self._uniforms[:, step : step + 1])
+        return torch.where(self._temperatures[:, 0] > 0, tokens, best)
 
     def keep_only(self, indices: torch.Tensor) -> None:
         if self._temperatures is not None:
@@ -270,15 +221,9 @@ def _buffer(states: torch.Tensor, capacity: int) -> torch.Tensor:
 def _gathered(logits: torch.Tensor, ids: Sequence[int]) -> tuple[float, ...]:
     """The log-probabilities of `ids` under logits [len(ids), V]."""
     chosen = torch.tensor(ids, dtype=torch.long, device=logits.device)[:, None]
-    wide = logits.float() if logits.element_size() < 4 else logits
-    return tuple(wide.log_softmax(-1).gather(1, chosen)[:, 0].tolist())
+    return tuple(wide(logits).log_softmax(-1).gather(1, chosen)[:, 0].tolist())
 
 
 def _rectangle(rows: Sequence[Sequence[int]], fill: int) -> list[list[int]]:
     width = max(map(len, rows))
     return [[*row, *[fill] * (width - len(row))] for row in rows]
-
-
-def _uniforms(request: Request, steps: int) -> list[float]:
-    source = random.Random(f"{request.sampling.seed}:{request.key}")
-    return [source.random() for _ in range(steps)]

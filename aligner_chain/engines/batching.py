@@ -1,0 +1,436 @@
+"""Continuous batching with drafts: rows join while others decode, and each forward takes every row as far as it can.
+
+A row's first forward reads its prompt, answers with the verdict, and may verify the draft at once. A draft is right as far
+as the model would have chosen the same tokens, so the text is that of decoding token by token (speculative decoding with
+the original as the draft: "aggressive decoding", Sun et al. 2021, arXiv 2106.04970; Ge et al. 2022, arXiv 2205.10350).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from aligner_chain.engines.drafting import CostCurve, Drafter
+from aligner_chain.engines.packed import Memory, Segment, forward
+from aligner_chain.engines.rows import Row, drawn, wide
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = 2048
+"""Most tokens of one forward; a longer prompt is read in parts, so that the others are not held up."""
+LOGITS = 2**26
+"""Most logits of one forward, except for a draft that is to be scored as a whole: rows of logits x vocabulary."""
+FIRST = 256
+"""Most tokens of a row's first draft."""
+_SHARED = 16
+"""Tokens that a prompt must have in common with an earlier one before they are copied instead of read."""
+_REMEMBERED = 8
+_KEPT, _KEEP_WEIGHT = 0.9, 0.05
+"""The share of verdicts to keep that is expected before any is known, and the weight of the newest one in the running share."""
+_CURVE_TOKENS = (1, 8, 32, 128)
+_CURVE_S = 1.0
+
+
+class Running:
+    """A row with what the model has read of it: the prompt, the output so far, and the memory of both."""
+
+    __slots__ = ("_drafter", "_seen", "memory", "prompt", "row", "sealed", "tokens", "unscored")
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.prompt: tuple[int, ...] = ()
+        self.tokens: list[int] = []
+        self.memory = Memory(0)
+        self.sealed, self.unscored = False, True
+        self._seen: object = None
+        self._drafter: Drafter | None = None
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def pending(self) -> list[int]:
+        """What the model has not read yet."""
+        return self.tokens[self.memory.length :]
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing can be done before its ticket changes."""
+        ticket = self.row.ticket
+        return not (ticket.sealed or ticket.cancelled or ticket.request is not self._seen or self.pending)
+
+    def follow(self) -> None:
+        """Takes over the prompt as the ticket now has it; what was read and still holds stays."""
+        ticket = self.row.ticket
+        sealed, request = ticket.sealed, ticket.request  # in this order: what is sealed does not change any more
+        if request is self._seen and sealed == self.sealed:
+            return
+        self._seen, self.sealed, self.prompt = request, sealed, request.prompt
+        common = _common(self.tokens[: self.memory.length], self.prompt)
+        # At least one token is always left to read, since the answer comes from the last one.
+        self.memory.length = min(common, len(self.prompt) - 1) if sealed else common
+        self.tokens = list(self.prompt)
+        if sealed:
+            self.memory.reserve(self.row.room)
+            self.row.start()
+
+    def drafter(self, curve: CostCurve, eos: int, ends: frozenset[int]) -> Drafter | None:
+        """What guesses its output; None without a draft."""
+        request = self.row.ticket.request
+        if self._drafter is None and request.draft is not None and (request.max_new > 1 or request.score_draft):
+            original = (*request.draft.lead, *request.draft.ids, eos)
+            first = len(original) if request.score_draft else FIRST
+            self._drafter = Drafter(original, context=self.prompt, ends=ends, curve=curve, first=first)
+        return self._drafter
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Adds what the model chose."""
+        self.tokens += tokens
+        if self._drafter is not None and tokens:
+            self._drafter.advance(tokens)
+
+    def forget(self) -> None:
+        """Gives its memory back; everything is read again."""
+        self.memory = Memory(0)
+
+
+@dataclass(slots=True)
+class Part:
+    """A row's part in one forward: its segment, and where its logits begin among all."""
+
+    running: Running
+    segment: Segment
+    start: int
+
+
+class RunningBatch:
+    """The rows that one model decodes together. `step` runs one forward and resolves the rows that are finished."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        eos: frozenset[int],
+        ends: frozenset[int],
+        max_rows: int,
+        max_tokens: int,
+        curve: CostCurve | None = None,
+    ) -> None:
+        self._model, self._eos, self._ends = model, eos, ends
+        self.max_rows, self._max_tokens = max_rows, max_tokens
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self._curve = curve
+        self._kept = _KEPT
+        self._prefixes = _Prefixes()
+        self.rows: list[Running] = []
+
+    def add(self, row: Row) -> None:
+        """Lets a row join at the next step."""
+        self.rows.append(Running(row))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return any(not running.waits for running in self.rows)
+
+    @property
+    def places(self) -> int:
+        """How many more rows may decode; those that only read along take no place."""
+        return self.max_rows - sum(running.row.ticket.sealed for running in self.rows)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens there is memory for."""
+        return self._max_tokens - sum(running.memory.capacity for running in self.rows)
+
+    def forget_open(self) -> None:
+        """Makes room at the cost of the rows that only read along; they will read again."""
+        for running in self.rows:
+            if not running.row.ticket.sealed:
+                running.forget()
+
+    def close_open(self) -> None:
+        """Sends the rows away that nobody has sealed."""
+        for running in self.rows:
+            if not running.row.ticket.sealed:
+                running.row.ticket.cancelled = True
+
+    def step(self) -> None:
+        """Runs one forward over what every row has to read."""
+        self._drop_interrupted()
+        parts = self._plan()
+        if not parts:
+            return
+        logits = forward(self._model, [part.segment for part in parts])
+        chosen = _Chosen(parts, logits)
+        for part in parts:
+            self._advance(part, chosen)
+        # Whoever came first this time comes last the next time, where not everybody fits.
+        self.rows = self.rows[1:] + self.rows[:1] if len(self.rows) > len(parts) else self.rows
+
+    def take_out(self, count: int) -> list[Row]:
+        """Sends the last `count` sealed rows away, to start anew later; the others forget what they have read."""
+        self._prefixes.clear()
+        leaving = [running for running in self.rows if running.sealed][-count:] if count else []
+        self.rows = [running for running in self.rows if running not in leaving]
+        for running in self.rows:
+            running.forget()
+        return [running.row for running in leaving]
+
+    def fail(self, error: Exception) -> None:
+        """Gives every sealed row the error; the open ones start again."""
+        for running in self.rows:
+            if running.sealed and not running.row.ticket.future.done():
+                running.row.ticket.future.set_exception(error)
+        self.rows = [running for running in self.rows if not running.sealed]
+        for running in self.rows:
+            running.forget()
+
+    def _drop_interrupted(self) -> None:
+        now = time.monotonic()
+        for running in self.rows:
+            if running.row.interrupted(now):
+                running.row.resolve(running.row.broken_off(running.output if running.sealed else ()))
+        self.rows = [running for running in self.rows if not running.row.ticket.future.done()]
+
+    def _plan(self) -> list[Part]:
+        parts: list[Part] = []
+        for running in self.rows:
+            running.follow()
+            if not running.memory.length:
+                self._prefixes.share_with(running)
+        tokens, logits = TOKENS, max(1, LOGITS // self._vocabulary)
+        beside = sum(min(len(running.pending), TOKENS) for running in self.rows)
+        start = 0
+        for running in self.rows:
+            if running.pending and tokens > 0:
+                segment = self._segment(running, tokens, logits, beside)
+                parts.append(Part(running, segment, start))
+                tokens -= len(segment.ids)
+                logits -= segment.wanted
+                start += segment.wanted
+        return parts
+
+    def _segment(self, running: Running, tokens: int, logits: int, beside: int) -> Segment:
+        pending = running.pending
+        if len(pending) > tokens or not running.sealed:
+            return Segment(running.memory, pending[:tokens], answered=False)
+        scored = running.row.ticket.request.score_draft and running.unscored
+        room = TOKENS if scored else min(tokens - len(pending), logits - 1)
+        return Segment(running.memory, pending, self._drafts(running, room, beside))
+
+    def _drafts(self, running: Running, room: int, beside: int) -> Sequence[Sequence[int]]:
+        request, output = running.row.ticket.request, running.output
+        if request.draft is None or not self._eos:
+            return ()
+        drafter = running.drafter(self._measured(), min(self._eos), self._ends)
+        if drafter is None or not (output or request.score_draft or self._at_once(running, beside)):
+            return ()
+        if not request.score_draft:
+            room = min(room, request.max_new - len(output) - 1)
+        return drafter.propose(room, beside=beside - 1) if room > 0 else ()
+
+    def _at_once(self, running: Running, beside: int) -> bool:
+        """Whether the first forward holds the draft too. It would be for nothing where the verdict is to keep."""
+        request = running.row.ticket.request
+        if not request.choices or request.draft is None:
+            return True
+        curve, length = self._measured(), min(FIRST, len(request.draft.ids))
+        now = curve.cost(beside + length) - curve.cost(beside)
+        later = (1 - self._kept) * curve.cost(1 + length)
+        return now < later
+
+    def _measured(self) -> CostCurve:
+        if self._curve is None:
+            self._curve = measure(self._model)
+        return self._curve
+
+    def _advance(self, part: Part, chosen: _Chosen) -> None:
+        running, segment, row = part.running, part.segment, part.running.row
+        row.cost.forwards += 1
+        segment.memory.length += len(segment.tokens)
+        if not segment.answered:
+            return
+        chosen.note(part)
+        request, before = row.ticket.request, running.output
+        left = request.max_new - len(before)
+        tokens, source = _accepted(segment.branches, chosen.tokens(part), {*self._eos, *request.stop_ids}, left)
+        accepted = max(0, len(tokens) - 1)
+        segment.memory.move(segment.memory.length + source, segment.memory.length, accepted)
+        segment.memory.length += accepted
+        row.cost.accepted += accepted
+        running.advance(tokens)
+        if not before and request.choices:
+            self._kept += _KEEP_WEIGHT * ((tokens[:1] == list(request.stop_ids[:1])) - self._kept)
+        self._finish(running)
+
+    def _finish(self, running: Running) -> None:
+        row, output = running.row, running.output
+        generation = row.ended(output, self._eos)
+        if row.ticket.request.stream:
+            # A row that had to start again has told its beginning already.
+            told = generation.ids if generation is not None else output
+            row.ticket.push(told[len(row.ticket.ids) :])
+        if generation is None:
+            return
+        self.rows.remove(running)
+        self._prefixes.remember(running)
+        row.resolve(generation)
+
+
+class _Chosen:
+    """The tokens that the model chose behind each wanted place, and what else a forward tells: one wait for the device."""
+
+    def __init__(self, parts: Sequence[Part], logits: torch.Tensor) -> None:
+        self._facts: list[tuple[Part, str, int]] = []
+        extra = list(self._measure(parts, logits))
+        best = self._choose(parts, logits)
+        values = torch.cat([best.double(), *extra]).tolist()
+        self._best = [int(token) for token in values[: len(best)]]
+        self._values = values[len(best) :]
+
+    def tokens(self, part: Part) -> list[int]:
+        return self._best[part.start : part.start + part.segment.wanted]
+
+    def note(self, part: Part) -> None:
+        """Writes the log-probabilities that belong to a part into its row."""
+        position, row = 0, part.running.row
+        for owner, kind, count in self._facts:
+            values = self._values[position : position + count]
+            position += count
+            if owner is part and kind == "choices":
+                row.choice_logprobs = dict(zip(row.ticket.request.choices, values, strict=True))
+            elif owner is part:
+                row.draft_logprobs = _filled(values, row)
+                part.running.unscored = False
+
+    def _measure(self, parts: Sequence[Part], logits: torch.Tensor) -> Iterator[torch.Tensor]:
+        for part in parts:
+            request, start = part.running.row.ticket.request, part.start
+            if request.choices and part.segment.answered and not part.running.output:
+                self._facts.append((part, "choices", len(request.choices)))
+                yield wide(logits[start]).log_softmax(-1)[list(request.choices)].double()
+            lead, ids = _draft_ahead(part) if part.running.unscored and part.segment.branches else (0, ())
+            if ids:
+                rows = wide(logits[start + lead : start + lead + len(ids)])
+                self._facts.append((part, "draft", len(ids)))
+                wanted = torch.tensor(ids, device=logits.device)[:, None]
+                yield rows.log_softmax(-1).gather(1, wanted)[:, 0].double()
+
+    def _choose(self, parts: Sequence[Part], logits: torch.Tensor) -> torch.Tensor:
+        best = logits.argmax(-1)
+        for part in parts:
+            request, wanted = part.running.row.ticket.request, part.segment.wanted
+            rows = logits[part.start : part.start + wanted]
+            first = wanted > 0 and not part.running.output
+            if first and request.bias:
+                rows = rows.double()
+                for token, nats in request.bias.items():
+                    rows[0, token] += nats
+                best[part.start : part.start + wanted] = rows.argmax(-1)
+            if wanted and request.sampling.temperature > 0:
+                best[part.start : part.start + wanted] = _drawn(part, rows)
+        return best
+
+
+def _drawn(part: Part, rows: torch.Tensor) -> torch.Tensor:
+    row, done = part.running.row, len(part.running.output)
+    places = [done, *(done + 1 + at for branch in part.segment.branches for at in range(len(branch)))]
+    uniforms = torch.tensor(row.uniforms.at(places), dtype=torch.float64, device=rows.device)[:, None]
+    temperatures = torch.full_like(uniforms, row.ticket.request.sampling.temperature)
+    return drawn(rows, temperatures, uniforms)
+
+
+def _draft_ahead(part: Part) -> tuple[int, Sequence[int]]:
+    """Where in the first branch the draft begins, and its ids from there on; none where the branch is another."""
+    draft, branch, output = part.running.row.ticket.request.draft, part.segment.branches[0], part.running.output
+    if draft is None or tuple(output) != draft.lead[: len(output)]:
+        return 0, ()
+    lead = draft.lead[len(output) :]
+    ids = branch[len(lead) :][: len(draft.ids)]
+    same = tuple(branch[: len(lead)]) == lead and tuple(ids) == draft.ids[: len(ids)]
+    return len(lead), ids if same else ()
+
+
+def _filled(values: Sequence[float], row: Row) -> tuple[float, ...]:
+    draft = row.ticket.request.draft
+    missing = (len(draft.ids) if draft is not None else 0) - len(values)
+    return (*values, *[float("nan")] * missing)
+
+
+def _accepted(
+    branches: Sequence[Sequence[int]], chosen: Sequence[int], ends: Collection[int], left: int
+) -> tuple[list[int], int]:
+    """The next tokens of the output, at most `left`, and where among the branch tokens the accepted ones begin.
+
+    `chosen` holds the model's choice behind the last token, then behind every token of every branch.
+    """
+    tokens, begin = list(chosen[: min(1, left)]), 0
+    for branch in branches:
+        if tokens and branch[0] == tokens[0]:
+            for at, token in enumerate(branch):
+                if token != tokens[-1] or token in ends or len(tokens) >= left:
+                    break
+                tokens.append(chosen[1 + begin + at])
+            return tokens, begin
+        begin += len(branch)
+    return tokens, 0
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    shorter = min(len(one), len(other))
+    if list(one[:shorter]) == list(other[:shorter]):
+        return shorter
+    return next(at for at in range(shorter) if one[at] != other[at])
+
+
+class _Prefixes:
+    """What was read for the last few rows, for prompts that begin in the same way."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], Memory] = OrderedDict()
+
+    def remember(self, running: Running) -> None:
+        tokens = tuple(running.tokens[: running.memory.length])
+        self._kept[tokens] = running.memory
+        self._kept.move_to_end(tokens)
+        while len(self._kept) > _REMEMBERED:
+            self._kept.popitem(last=False)
+
+    def share_with(self, running: Running) -> None:
+        most = len(running.tokens) - 1
+        common = {tokens: min(_common(tokens, running.tokens), most) for tokens in self._kept}
+        best = max(common, key=lambda tokens: common[tokens], default=())
+        if common.get(best, 0) >= _SHARED:
+            self._kept.move_to_end(best)
+            running.memory.begin_with(self._kept[best], common[best])
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+@torch.inference_mode()
+def measure(model: PreTrainedModel) -> CostCurve:
+    """The seconds of a forward by its tokens, behind 64 others; the best of three of each size, within about a second."""
+    memory, points, begun = Memory(256), {}, time.monotonic()
+    forward(model, [Segment(memory, [0] * 64, answered=False)])
+    memory.length = 64
+    for tokens in _CURVE_TOKENS:
+        points[tokens] = min(_timed(model, Segment(memory, [0], [[0] * (tokens - 1)])) for _ in range(3))
+        if time.monotonic() - begun > _CURVE_S:
+            break
+    return CostCurve.measured(points)
+
+
+def _timed(model: PreTrainedModel, segment: Segment) -> float:
+    begun = time.perf_counter()
+    forward(model, [segment]).argmax(-1).tolist()
+    return time.perf_counter() - begun
