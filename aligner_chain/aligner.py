@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import wait
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ from aligner_chain.errors import (
     PromptNotFoundError,
     TemplateError,
 )
-from aligner_chain.exchange import Correction, Exchange, edits_between, uuid7
+from aligner_chain.exchange import Correction, Exchange, TokenScore, Turn, edits_between, uuid7
+from aligner_chain.session import Reading, Session
 from aligner_chain.streaming import Pieces, awoken, woken
 from aligner_chain.telemetry import spans
 from aligner_chain.templates import CorrectionTemplate, Parsed, Rendered, get_template
@@ -61,6 +63,7 @@ class Aligner:
             template.check(tokenizer)
         self.engine, self.metadata, self.template, self.tokenizer = engine, metadata, template, tokenizer
         self._caution = _caution(metadata)
+        self._submit: Callable[[Sequence[Request]], Sequence[Ticket]] = engine.submit
 
     @classmethod
     def from_pretrained(
@@ -228,6 +231,31 @@ class Aligner:
             yield piece
         yield correction
 
+    def begin(
+        self,
+        turns: Sequence[Turn],
+        context: Sequence[str] = (),
+        *,
+        criteria: Sequence[str] | None = None,
+        strength: float | None = None,
+    ) -> Session:
+        """A session that reads the answer while the upstream still writes it, so that little is left to do at its end.
+
+        Args:
+            turns: The conversation before the answer.
+            context: The passages that were retrieved for it.
+            criteria: As in `correct`.
+            strength: As in `correct`.
+
+        What is wrong with any of it shows when the session is finished, as it does in `correct`. An engine that cannot
+        read a growing prompt starts then.
+        """
+        exchange = Exchange(turns=tuple(turns), answer="", context=tuple(context))
+        reading = Reading(self.engine, self._beginning(exchange, criteria or ()))
+        reader = copy(self)
+        reader._submit = reading.submit  # noqa: SLF001  (a copy of its own kind)
+        return Session(reader, reading, exchange, criteria=criteria, strength=strength)
+
     def close(self) -> None:
         """Finishes what runs and frees the model."""
         self.engine.close()
@@ -251,7 +279,7 @@ class Aligner:
         jobs = [self._job(exchange, asked, (strength or 0.0) + self._caution) for exchange in exchanges]
         running = [job for job in jobs if job.request is not None]
         try:
-            tickets = list(self.engine.submit([job.request for job in running if job.request is not None]))
+            tickets = list(self._submit([job.request for job in running if job.request is not None]))
         except EngineError as error:
             return [_Job(job.exchange, settled=job.settled or self._failed(job.exchange, error)) for job in jobs], []
         for job, ticket in zip(running, tickets, strict=True):
@@ -282,6 +310,16 @@ class Aligner:
             return _Job(exchange, settled=self._failed(exchange, error))
         return _Job(exchange, _with_tokens(request, rendered, strength), rendered)
 
+    def _beginning(self, exchange: Exchange, criteria: Sequence[str]) -> Callable[[str], tuple[int, ...]] | None:
+        """What gives the beginning of the prompt, where the engine can use it and the exchange allows it."""
+        can = self.engine.capabilities
+        if not can.overlap or self.template is None or self.tokenizer is None or not exchange.question.strip():
+            return None
+        try:
+            return self.template.beginning(exchange, self.tokenizer, window=can.window, criteria=criteria)
+        except Exception:  # noqa: BLE001  The upstream may go on writing; the finish raises it, or tells of it.
+            return None
+
     def _reader(self, job: _Job) -> Callable[[Sequence[int]], str]:
         if job.rendered is None or self.template is None or self.tokenizer is None:
             return lambda ids: ""
@@ -309,7 +347,7 @@ class Aligner:
     def _assembled(self, job: _Job, generation: Generation, parsed: Parsed) -> Correction:
         answer = job.exchange.answer
         notes = "; ".join(job.rendered.notes) if job.rendered is not None else ""
-        given = {"usage": generation.usage, "scores": _scores(job, generation)}
+        given = {"usage": generation.usage, "scores": _scores(job, generation), "tokens": _tokens(job, generation)}
         if parsed.keep or parsed.text == answer:
             copied = "" if parsed.keep else "written again without a change"
             return self._correction(job.exchange, "approved", reason="; ".join(filter(None, [notes, copied])), **given)
@@ -438,6 +476,16 @@ def _scores(job: _Job, generation: Generation) -> Mapping[str, float]:
     keep, fix = (generation.choice_logprobs[token] for token in job.rendered.choices)
     # The difference can be so large that exp overflows; then the probability is 0 to every digit.
     return {"keep": 1 / (1 + math.exp(min(fix - keep, 700.0)))}
+
+
+def _tokens(job: _Job, generation: Generation) -> tuple[TokenScore, ...]:
+    """The answer's tokens whose log-probabilities came with the draft."""
+    if job.rendered is None or generation.draft_logprobs is None:
+        return ()
+    scored = zip(job.rendered.draft.spans, generation.draft_logprobs, strict=True)
+    return tuple(
+        TokenScore(start=start, end=end, logprob=value) for (start, end), value in scored if not math.isnan(value)
+    )
 
 
 def _timed_out() -> CorrectionTimeoutError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from aligner_chain.aligner import Aligner
+from aligner_chain.errors import AlignerError
 from aligner_chain.serving import resolve_aligner
 
 _LOADED: WeakValueDictionary[str, Aligner] = WeakValueDictionary()
@@ -31,6 +32,14 @@ def shared_aligner(source: str | Path | None = None) -> Aligner:
             held.clear()
         _LOADED[key] = held[key] = aligner
         return aligner
+
+
+def loaded_aligner(source: str | Path | None = None) -> Aligner | None:
+    """What `shared_aligner` would return, if that is loaded already; it is never loaded, and nothing is raised."""
+    try:
+        return (_NAMED if source else _SERVED).get(_key(source or resolve_aligner()))
+    except AlignerError:
+        return None
 
 
 def _key(source: str | Path) -> str:

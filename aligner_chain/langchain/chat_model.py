@@ -223,25 +223,25 @@ class AlignedChatModel(BaseChatModel):
         self, asked: Asked, stop: list[str] | None, settings: Mapping[str, Any]
     ) -> Generator[AIMessage, None, None]:
         correcting = Correcting(self.corrector)
-        held = correcting.held_stream(asked.configurable)
-        for chunk in self._raw(asked.messages, stop, settings):
-            yield from held.add(_message(chunk))
-        if held.pieces:
-            yield from correcting.pieces(correcting.answer(asked, held.whole()), silent=held.released)
+        with correcting.held_answer(asked) as held:
+            for chunk in self._raw(asked.messages, stop, settings):
+                yield from held.add(_message(chunk))
+            if held.pieces:
+                yield from correcting.pieces(correcting.answer(asked, held.whole()), silent=held.released)
 
     async def _apieces(
         self, asked: Asked, stop: list[str] | None, settings: Mapping[str, Any]
     ) -> AsyncGenerator[AIMessage, None]:
         correcting = Correcting(self.corrector)
-        held = correcting.held_stream(asked.configurable)
-        async for chunk in self._araw(asked.messages, stop, settings):
-            for piece in held.add(_message(chunk)):
-                yield piece
-        if held.pieces:
-            job = correcting.answer(asked, held.whole())
-            async with closing_once(correcting.apieces(job, silent=held.released)) as pieces:
-                async for piece in pieces:
+        with correcting.held_answer(asked) as held:
+            async for chunk in self._araw(asked.messages, stop, settings):
+                for piece in held.add(_message(chunk)):
                     yield piece
+            if held.pieces:
+                job = correcting.answer(asked, held.whole())
+                async with closing_once(correcting.apieces(job, silent=held.released)) as pieces:
+                    async for piece in pieces:
+                        yield piece
 
     def _raw(
         self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]

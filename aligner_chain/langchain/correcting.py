@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction
-from aligner_chain.langchain.jobs import Asked, Job, Source, enabled, prepare, waiting_for_aligner
+from aligner_chain.langchain.jobs import Asked, Job, Source, asked_so_far, enabled, prepare, waiting_for_aligner
 from aligner_chain.langchain.messages import deliver
 from aligner_chain.langchain.recorder import recorder
 from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
 from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
-from aligner_chain.shared import shared_aligner
+from aligner_chain.session import Session
+from aligner_chain.shared import loaded_aligner, shared_aligner
 from aligner_chain.streaming import closing_once
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ class Correcting:
 
     def __init__(self, settings: AlignerCorrector) -> None:
         self._settings = settings
+        self._session: Session | None = None
 
     def job(
         self,
@@ -46,9 +50,15 @@ class Correcting:
         source = self._source(asked.configurable, run_id=asked.run_id, upstream=asked.upstream)
         return prepare([*asked.messages, answer], source)
 
-    def held_stream(self, configurable: Mapping[str, Any]) -> HeldStream:
-        """What takes in a stream: everything is held back unless the corrector is turned off."""
-        return HeldStream(released=not enabled(self._source(configurable)))
+    def held_stream(
+        self, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun, config: RunnableConfig
+    ) -> HeldStream:
+        """What takes in the stream of an input: everything is held back unless the corrector is turned off."""
+        return self._held(self._source(config.get("configurable", {}), parent=run.parent_run_id))
+
+    def held_answer(self, asked: Asked) -> HeldStream:
+        """The same for an answer to a prompt that is at hand."""
+        return self._held(self._source(asked.configurable), asked.messages)
 
     def settle(self, jobs: Sequence[Job], runs: Sequence[CallbackManagerForChainRun] = ()) -> None:
         """Has the jobs corrected that wait for it, in one call, and tells of every correction."""
@@ -145,14 +155,31 @@ class Correcting:
                 if job.correction and job.correction.changed:
                     recorder().rewritten(job.correction.exchange.run_id, job.correction.text)
 
+    def _held(self, source: Source, asked: Sequence[BaseMessage] = ()) -> HeldStream:
+        return HeldStream(partial(self._begin, source, asked), released=not enabled(source))
+
+    def _begin(self, source: Source, asked: Sequence[BaseMessage], piece: AIMessageChunk | str) -> Session | None:
+        """Has the Aligner read along from a stream's first piece on, if it can, is loaded, and knows the question by then."""
+        named = self._settings.aligner
+        aligner = named if isinstance(named, Aligner) else loaded_aligner(named)
+        if aligner is None or not aligner.engine.capabilities.overlap:
+            return None
+        ids = [piece.id] if isinstance(piece, AIMessageChunk) and piece.id else []
+        turns = asked_so_far([*asked, piece] if asked else piece, replace(source, chunk_ids=ids))
+        if turns:
+            self._session = aligner.begin(turns)
+        return self._session
+
     def _aligner(self) -> Aligner:
+        if self._session is not None:
+            return self._session.aligner
         named = self._settings.aligner
         return named if isinstance(named, Aligner) else shared_aligner(named)
 
     async def _aaligner(self) -> Aligner:
-        named = self._settings.aligner
-        # It may have to be loaded, which takes a while.
-        return named if isinstance(named, Aligner) else await run_in_executor(None, self._aligner)
+        at_hand = self._session is not None or isinstance(self._settings.aligner, Aligner)
+        # Else it may have to be loaded, which takes a while.
+        return self._aligner() if at_hand else await run_in_executor(None, self._aligner)
 
     def _source(self, configurable: Mapping[str, Any], **known: Any) -> Source:
         return Source(

@@ -252,26 +252,26 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         self, pieces: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[Any]:
         correcting = Correcting(self)
-        held = correcting.held_stream(config.get("configurable", {}))
-        for piece in pieces:
-            yield from held.add(piece)
-        if held.pieces:
-            job = correcting.job(held.whole(), run_manager, config, held.ids())
-            yield from correcting.pieces(job, [run_manager], silent=held.released)
+        with correcting.held_stream(run_manager, config) as held:
+            for piece in pieces:
+                yield from held.add(piece)
+            if held.pieces:
+                job = correcting.job(held.whole(), run_manager, config, held.ids())
+                yield from correcting.pieces(job, [run_manager], silent=held.released)
 
     async def _astreamed(
         self, pieces: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> AsyncIterator[Any]:
         correcting = Correcting(self)
-        held = correcting.held_stream(config.get("configurable", {}))
-        async for piece in pieces:
-            for released in held.add(piece):
-                yield released
-        if held.pieces:
-            job = correcting.job(held.whole(), run_manager, config, held.ids())
-            async with closing_once(correcting.apieces(job, [run_manager], silent=held.released)) as left:
-                async for piece in left:
-                    yield piece
+        with correcting.held_stream(run_manager, config) as held:
+            async for piece in pieces:
+                for released in held.add(piece):
+                    yield released
+            if held.pieces:
+                job = correcting.job(held.whole(), run_manager, config, held.ids())
+                async with closing_once(correcting.apieces(job, [run_manager], silent=held.released)) as left:
+                    async for piece in left:
+                        yield piece
 
 
 async def _one_piece(value: Any) -> AsyncIterator[Any]:

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 
 from aligner_chain.errors import PromptNotFoundError
-from aligner_chain.exchange import Correction, Exchange
+from aligner_chain.exchange import Correction, Exchange, Turn
 from aligner_chain.langchain.messages import (
     Answer,
     known_turns,
@@ -143,6 +143,18 @@ def prepare(value: object, source: Source) -> Job:
     return job
 
 
+def asked_so_far(value: object, source: Source) -> tuple[Turn, ...]:
+    """What the answer was asked that `value` is the beginning of; nothing where that is not known before its end."""
+    try:
+        answer = read_answer(value)
+        turns = _said(answer, source)
+    except TypeError:
+        return ()
+    if turns or answer.asked or source.prompt_source == "explicit":
+        return turns
+    return recorder().being_answered(source.parent, source.chunk_ids)
+
+
 def waiting_for_aligner(jobs: Sequence[Job], runs: Sequence[_Run]) -> tuple[list[Job], list[Exchange], list[_Run]]:
     """The jobs that need the Aligner, with their exchanges and, where there are any, the corrector's run of each."""
     waiting = [(place, job, job.exchange) for place, job in enumerate(jobs) if job.exchange and job.waits]
@@ -170,8 +182,7 @@ def _exchange(answer: Answer, source: Source) -> Exchange:
     message_id = message.id if message else None
     run_id = source.run_id or run_id_of(message_id)
     upstream = source.upstream or (upstream_in(message.response_metadata) if message else None)
-    question = source.configured("aligner_question", str) or source.question or ""
-    turns = answer.turns or known_turns([HumanMessage(question)])
+    turns = _said(answer, source)
     if not turns and answer.asked:
         raise prompt_not_found("wordless")
     if not turns:
@@ -186,6 +197,12 @@ def _exchange(answer: Answer, source: Source) -> Exchange:
         subject=source.configured("aligner_subject", str),
         split_key=source.configured("aligner_split_key", str),
     )
+
+
+def _said(answer: Answer, source: Source) -> tuple[Turn, ...]:
+    """What was asked, by the input or by whoever set the corrector up."""
+    question = source.configured("aligner_question", str) or source.question or ""
+    return answer.turns or known_turns([HumanMessage(question)])
 
 
 def _recorded(answer: Answer, source: Source) -> PromptRecord:

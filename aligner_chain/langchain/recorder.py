@@ -127,6 +127,19 @@ class PromptRecorder(BaseCallbackHandler):
             raise prompt_not_found("wordless")
         return record
 
+    def being_answered(self, parent: UUID | None, ids: Sequence[str]) -> tuple[Turn, ...]:
+        """What the model is asked that writes at this moment; nothing where that is not clear.
+
+        Args:
+            parent: the run that the corrector runs in.
+            ids: the ids of the chunks that have come.
+        """
+        started = dict(self._open)
+        named = [started[run.int] for run in map(run_id_of, ids) if run and run.int in started]
+        below = named or [one for one in started.values() if parent is not None and parent.int in one[1]]
+        prompts = {asked for asked, _ in below}
+        return worded(Turn(role=role, text=text) for role, text in prompts.pop()) if len(prompts) == 1 else ()
+
     def rewritten(self, run_id: str | None, text: str) -> None:
         """Notes that the text of a run's answer goes on as another one, so that the next corrector knows it too."""
         record = self._runs.get(UUID(run_id).int) if run_id else None

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, Self
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 
-from aligner_chain.langchain.messages import METADATA_KEY, calls_tools, still_true
+from aligner_chain.langchain.messages import METADATA_KEY, calls_tools, still_true, text_of
+from aligner_chain.session import Session
 
 
 class HeldStream:
-    """The pieces of a streamed input, held back until it is whole, or until it turns out to call a tool."""
+    """The pieces of a streamed input, held back until it is whole, or until it turns out to call a tool.
 
-    def __init__(self, *, released: bool = False) -> None:
+    The Aligner reads along with it: `begin` is called at the first text, with that piece. What was not finished when the
+    block is left is cancelled.
+    """
+
+    def __init__(self, begin: Callable[[AIMessageChunk | str], Session | None], *, released: bool = False) -> None:
         self.pieces: list[Any] = []
         self.released = released
+        self._session: Session | None = None
+        self._begin: Callable[[AIMessageChunk | str], Session | None] | None = begin
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cancel()
 
     def add(self, piece: Any) -> list[Any]:
         """Takes a piece in and returns what may be handed on by now."""
@@ -23,7 +37,12 @@ class HeldStream:
         if self.released:
             return [piece]
         self.released = isinstance(piece, AIMessage) and calls_tools(piece)
-        return list(self.pieces) if self.released else []
+        if self.released:
+            self._cancel()
+            return list(self.pieces)
+        if isinstance(piece, str | AIMessageChunk) and text_of(piece) and not _is_last(piece):
+            self._read(piece)
+        return []
 
     def whole(self) -> Any:
         """All pieces as one input."""
@@ -35,6 +54,16 @@ class HeldStream:
     def ids(self) -> list[str]:
         """The ids of all pieces: merging them keeps a provider's id and loses that of the run."""
         return [piece.id for piece in self.pieces if isinstance(piece, BaseMessage) and piece.id]
+
+    def _read(self, piece: AIMessageChunk | str) -> None:
+        if self._begin is not None:
+            self._session, self._begin = self._begin(piece), None
+        if self._session is not None:
+            self._session.feed(text_of(piece))
+
+    def _cancel(self) -> None:
+        if self._session is not None:
+            self._session.cancel()
 
 
 class StreamedAnswer:
@@ -74,6 +103,11 @@ def marked_last(answer: Any) -> Any:
     if isinstance(answer, AIMessageChunk) and answer.chunk_position != "last":
         return answer.model_copy(update={"chunk_position": "last"})
     return answer
+
+
+def _is_last(piece: AIMessageChunk | str) -> bool:
+    """Whether nothing comes after this piece, which then may as well be the whole answer of a model that cannot stream."""
+    return isinstance(piece, AIMessageChunk) and piece.chunk_position == "last"
 
 
 def _joined(left: Any, right: Any) -> Any:

@@ -26,6 +26,8 @@ from aligner_chain.llama_index.wrapping import fitted, require_kind
 
 _ANSWERS = (Response, StreamingResponse, AsyncStreamingResponse)
 _CORRECTED = (CorrectedResponse, CorrectedStream, CorrectedAsyncStream)
+_PAUSE = 0.01
+"""Seconds between two looks at an answer that another thread writes."""
 
 
 class AlignerChatEngine(BaseChatEngine):
@@ -195,11 +197,14 @@ def _passed_on(
 
 
 def _pieces(answer: StreamingAgentChatResponse) -> Generator[str, None, None]:
-    # LlamaIndex looks for the next piece without a pause; once its thread is done they are all there.
-    writer = getattr(answer, "write_response_to_history_thread", None)
-    if writer is not None:
-        writer.join()
-    yield from answer.response_gen
+    pieces, writer = answer.response_gen, getattr(answer, "write_response_to_history_thread", None)
+    while writer is not None and writer.is_alive():
+        # LlamaIndex looks for the next piece without a pause, so it is asked only for those that are there.
+        if answer.queue.empty():
+            writer.join(_PAUSE)
+        else:
+            yield next(pieces)
+    yield from pieces
 
 
 async def _apieces(answer: StreamingAgentChatResponse) -> AsyncGenerator[str, None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.llama_index.asked import Asked, question_not_found
 from aligner_chain.llama_index.events import AlignEndEvent, AlignStartEvent
 from aligner_chain.llama_index.responses import other_marks, other_shape
-from aligner_chain.shared import shared_aligner
+from aligner_chain.session import Session
+from aligner_chain.shared import loaded_aligner, shared_aligner
 from aligner_chain.streaming import closing_once
 from aligner_chain.structured import is_structured
 
@@ -37,6 +38,22 @@ class Correcting:
 
     def __init__(self, settings: AlignerResponsePostprocessor, asked: Asked) -> None:
         self._settings, self._asked = settings, asked
+        self._session: Session | None = None
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[str], None]]:
+        """Has the Aligner read along with an answer whose pieces are given to the function, if it can and is loaded.
+
+        What was not corrected when the block is left is cancelled.
+        """
+        named = self._settings.aligner
+        aligner = named if isinstance(named, Aligner) else loaded_aligner(named)
+        wanted = self._asked.tags.enabled and self._asked.turns
+        if aligner is None or not wanted or not aligner.engine.capabilities.overlap:
+            yield _not_read
+            return
+        with aligner.begin(self._asked.turns, self._asked.passages) as self._session:
+            yield self._session.feed
 
     def correct(self, answer: str, *, skip: str = "", checks: Sequence[Check] = ()) -> Correction:
         """The correction of an answer; `skip` says why it is not for the Aligner."""
@@ -156,13 +173,19 @@ class Correcting:
         return correction
 
     def _aligner(self) -> Aligner:
+        if self._session is not None:
+            return self._session.aligner
         named = self._settings.aligner
         return named if isinstance(named, Aligner) else shared_aligner(named)
 
     async def _aaligner(self) -> Aligner:
-        named = self._settings.aligner
-        # It may have to be loaded, which takes a while.
-        return named if isinstance(named, Aligner) else await asyncio.to_thread(self._aligner)
+        at_hand = self._session is not None or isinstance(self._settings.aligner, Aligner)
+        # Else it may have to be loaded, which takes a while.
+        return self._aligner() if at_hand else await asyncio.to_thread(self._aligner)
+
+
+def _not_read(piece: str) -> None:
+    """What is told of pieces where nobody reads along."""
 
 
 def _begin(exchange: Exchange) -> float:

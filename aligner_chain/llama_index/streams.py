@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +32,7 @@ def corrected_stream(
     summary: dict[str, Any] = {}
 
     def pieces() -> Generator[str, None, None]:
-        # Not response_gen, which is exhausted where somebody has read the response before.
-        answer = response.get_response().response or ""
-        with closing(_corrected(answer, correcting)) as corrected:
+        with correcting.reading() as read, closing(_corrected(_whole(response, read), correcting)) as corrected:
             for piece in corrected:
                 if isinstance(piece, Correction):
                     summary.update(piece.summary(keep_original=keep_original))
@@ -51,13 +49,13 @@ def corrected_async_stream(
     summary: dict[str, Any] = {}
 
     async def pieces() -> AsyncGenerator[str, None]:
-        answer = (await response.get_response()).response or ""
-        async with closing_once(_acorrected(answer, correcting)) as corrected:
-            async for piece in corrected:
-                if isinstance(piece, Correction):
-                    summary.update(piece.summary(keep_original=keep_original))
-                elif piece:
-                    yield piece
+        with correcting.reading() as read:
+            async with closing_once(_acorrected(await _awhole(response, read), correcting)) as corrected:
+                async for piece in corrected:
+                    if isinstance(piece, Correction):
+                        summary.update(piece.summary(keep_original=keep_original))
+                    elif piece:
+                        yield piece
 
     return CorrectedAsyncStream(pieces(), response.source_nodes, _with_summary(response, summary))
 
@@ -65,6 +63,24 @@ def corrected_async_stream(
 def _with_summary(response: StreamingResponse | AsyncStreamingResponse, summary: dict[str, Any]) -> dict[str, Any]:
     """The metadata with a summary that is still empty: some engines give a response without metadata a dict of their own."""
     return {**(response.metadata or {}), METADATA_KEY: summary}
+
+
+def _whole(response: StreamingResponse, read: Callable[[str], None]) -> str:
+    """The text of a response as `get_response` gives it, each piece of which is read as it comes."""
+    # Where somebody has read the response before, its generator is exhausted.
+    if response.response_txt is None:
+        text = ""
+        for piece in response.response_gen:
+            read(piece)
+            text += piece
+        response.response_txt = text
+    return response.response_txt
+
+
+async def _awhole(response: AsyncStreamingResponse, read: Callable[[str], None]) -> str:
+    async for piece in response.async_response_gen():
+        read(piece)
+    return response.response_txt or ""
 
 
 def _corrected(answer: str, correcting: Correcting) -> Generator[str | Correction, None, None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from aligner_chain.engines.base import Draft
 from aligner_chain.errors import CapabilityError, ContextOverflowError
 from aligner_chain.exchange import Exchange
+from aligner_chain.templates.growing import GrowingText
 from aligner_chain.templates.plain import PlainText, plain_text
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 ROOM = 16
 """Tokens of output, beyond the answer's own length, without which nothing is rendered."""
+
+UNCERTAIN = 8
+"""Tokens at the end of a text that may become others when more text comes; more than 6 have not been seen to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +92,26 @@ class CorrectionTemplate(ABC):
         """The whole prompt, whatever its length. Training uses it, and drops rows that would not fit."""
         return self.render(exchange, tokenizer, window=None, criteria=criteria).prompt
 
+    def beginning(
+        self, exchange: Exchange, tokenizer: Tokenizer, *, window: int | None, criteria: Sequence[str] = ()
+    ) -> Callable[[str], tuple[int, ...]]:
+        """A function from the answer so far to the ids that the prompt is as good as certain to begin with.
+
+        It gives none where the prompt does not fit into the window any more without something being left out. It is made
+        for answers that get longer from call to call, and then tokenises little. Raises what `render` raises.
+        """
+        plain = self.check(tokenizer)
+        self._check_criteria(criteria)
+        frame, anchor, first = self._beginning(exchange, tokenizer, plain, criteria)
+        growing = GrowingText(plain)
+
+        def certain(answer: str) -> tuple[int, ...]:
+            ids = growing.encode(anchor + answer)[first:]
+            fits = window is None or len(frame) + 2 * len(ids) + ROOM <= window
+            return (*frame, *ids[:-UNCERTAIN]) if fits else ()
+
+        return certain
+
     def reader(self, tokenizer: Tokenizer, rendered: Rendered) -> Callable[[Sequence[int]], str]:
         """A function from the output so far to the beginning of the correction that is certain by then.
 
@@ -122,6 +146,12 @@ class CorrectionTemplate(ABC):
     @abstractmethod
     def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
         """The rendered exchange, whatever its length; `max_new` is set later."""
+
+    @abstractmethod
+    def _beginning(
+        self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]
+    ) -> tuple[tuple[int, ...], str, int]:
+        """The ids before the answer; the text with which an answer is tokenised together; how many ids that text has."""
 
     def _check_criteria(self, criteria: Sequence[str]) -> None:
         if criteria and not self.verdict:

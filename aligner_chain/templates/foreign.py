@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 from aligner_chain.engines.base import Draft
@@ -83,6 +84,9 @@ class ForeignTemplate(CorrectionTemplate):
         self._delimiters = delimiters
         self.name = name
         self.text = self._text.text
+        # Cut at the places, not formatted: a question may itself hold "{answer}".
+        self._before, rest = self.text.split("{question}")
+        self._between, self._after = rest.split("{answer}")
 
     def check(self, tokenizer: Tokenizer) -> PlainText:
         if self._text.chat and not tokenizer.chat_template:
@@ -122,18 +126,26 @@ class ForeignTemplate(CorrectionTemplate):
 
     def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
         question, notes = self._guarded(_question(exchange), exchange.answer)
-        text = self._filled(question, exchange.answer)
-        chat = self._text.chat
-        prompt = chat_prompt(tokenizer, [Turn(role="user", text=text)]) if chat else (*plain.bos, *plain.encode(text))
+        text = f"{self._before}{question}{self._between}{exchange.answer}{self._after}"
+        prompt = self._prompt(text, tokenizer, plain)
         output, shift = self._output(exchange.answer, plain), len(self._text.output)
         spans = tuple((max(0, start - shift), max(0, end - shift)) for start, end in output.spans)
         return Rendered(prompt=prompt, answer=exchange.answer, draft=Draft(ids=output.ids, spans=spans), notes=notes)
 
-    def _filled(self, question: str, answer: str) -> str:
-        # Cut at the places, not formatted: a question may itself hold "{answer}".
-        before, rest = self.text.split("{question}")
-        between, after = rest.split("{answer}")
-        return f"{before}{question}{between}{answer}{after}"
+    def _beginning(
+        self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]
+    ) -> tuple[tuple[int, ...], str, int]:
+        question, _ = self._guarded(_question(exchange), "")
+        anchor = self._between.rstrip()
+        asked = f"{self._before}{question}{anchor}"
+        # What a prompt shares with a longer one leaves out what a chat template puts behind it.
+        frame = _shared(*(self._prompt(text, tokenizer, plain) for text in (asked, f"{asked} a")))
+        first = len(_shared(*(plain.encode(text) for text in (anchor, f"{anchor} a"))))
+        return frame, self._between, first
+
+    def _prompt(self, text: str, tokenizer: Tokenizer, plain: PlainText) -> tuple[int, ...]:
+        chat = self._text.chat
+        return chat_prompt(tokenizer, [Turn(role="user", text=text)]) if chat else (*plain.bos, *plain.encode(text))
 
     def _output(self, answer: str, plain: PlainText) -> Draft:
         """The output that gives `answer`, tokenised behind the prompt's end, with spans of the whole output."""
@@ -170,6 +182,11 @@ def neutralised(text: str, delimiters: Mapping[str, str]) -> str:
         for mark, harmless in delimiters.items():
             text = f" {text} ".replace(mark, harmless).removeprefix(" ").removesuffix(" ")
     return text
+
+
+def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """What both begin with."""
+    return tuple(token for token, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _behind(before: str, written: str) -> str:
