@@ -20,25 +20,22 @@ from aligner_chain.bench.run import ALL, Settings, run
 
 RESULTS = Path(__file__).parent / "results"
 
-# The workload, the decoder compared with, and how many times less CPU time ours takes at least, prefill included:
-# with the tiny model in float32, and with the model of 100 million parameters on a processor that multiplies bfloat16.
+# The workload, the decoder compared with, and how many times less CPU time ours takes at least, prefill included: with the
+# tiny model in float32, with the model of 100 million parameters in bfloat16 on a processor that multiplies it, and in
+# float32 on one that does not (None: no claim).
 CLAIMS = [
-    ("copy_128", "hf_generate", 12, 30),
-    ("copy_128", "hf_prompt_lookup", 3, 4),
-    ("edits_3", "hf_generate", 5, 9),
-    ("edits_3", "hf_prompt_lookup", 1.4, 1.5),
-    ("edits_6", "hf_generate", 4.5, 8),
-    ("edits_6", "hf_prompt_lookup", 1.4, 1.4),
-    ("debugbench", "hf_generate", 4, 7),
-    ("debugbench", "hf_prompt_lookup", 1.5, 1.5),
-    ("aligner2b", "hf_generate", 1.1, 1.35),
-    ("aligner2b", "hf_prompt_lookup", 1.1, 1),
-    ("rewrite", "hf_generate", 0.95, 0.95),
-    ("refusal", "hf_generate", 0.95, 0.95),
-    ("batch_8_light", "hf_batch", 2.5, 2.5),
-    ("batch_8_light", "hf_generate", 6, 6),
+    ("copy_128", "hf_generate", 12, 25, 10),
+    ("copy_128", "hf_prompt_lookup", 1.7, 1.7, 1.7),
+    ("copy_128", "hf_prompt_lookup_best", 1.05, 1.05, 1.05),
+    ("edits_3", "hf_generate", 5, 8, None),
+    ("edits_3", "hf_prompt_lookup", 1.4, 1.4, 1.4),
+    ("edits_3", "hf_prompt_lookup_best", 1.05, 1.05, 1.05),
+    ("batch_8_light", "hf_batch", 2.5, 2.5, 2.5),
+    ("callers_32_light", "hf_generate_batch", 2, 2, 2),
 ]
-MEASURED_ON = (("tiny", "float32"), ("100m", "bfloat16"))
+REWRITE = 0.95
+"""A rewrite takes at most the time of plain decoding divided by this: the lower bound of the 95 % interval."""
+MEASURED_ON = (("tiny", "float32"), ("100m", "bfloat16"), ("100m", "float32"))
 
 
 def claims(figures: Sequence[Figures]) -> Iterator[Figures]:
@@ -46,10 +43,13 @@ def claims(figures: Sequence[Figures]) -> Iterator[Figures]:
     ours = {one["workload"]: one for one in figures if one["decoder"] == OURS}
     for workload, other, *least in CLAIMS:
         one = ours.get(workload)
-        if one is not None and (one["model"], one["dtype"]) in MEASURED_ON:
-            wanted = least[MEASURED_ON.index((one["model"], one["dtype"]))]
+        wanted = least[MEASURED_ON.index((one["model"], one["dtype"]))] if one is not None else None
+        if one is not None and wanted is not None:
             ratio = one["speedup_vs"][other]
             yield {"workload": workload, "vs": other, "at_least": wanted, "ratio": ratio, "met": ratio >= wanted}
+    if (one := ours.get("rewrite")) is not None and one["cpu"]["interval_95"]:
+        low = one["cpu"]["interval_95"][0]
+        yield {"workload": "rewrite", "vs": "hf_generate", "at_least": REWRITE, "ratio": low, "met": low >= REWRITE}
 
 
 def kept(settings: Settings, figures: list[Figures]) -> Iterator[Figures]:

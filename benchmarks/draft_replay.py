@@ -31,7 +31,7 @@ from typing import Any
 from tokenizers import ByteLevelBPETokenizer
 
 from aligner_chain import __version__
-from aligner_chain.engines.drafting import CPU_BF16, CPU_FP32, CostCurve, Drafter
+from aligner_chain.engines.drafting import CPU_BF16, CPU_FP32, CostCurve, Drafter, Habits
 
 RESULTS = Path(__file__).parent / "results" / "draft_replay.json"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -122,10 +122,10 @@ def agreeing(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
-def replay(row: Row, curve: CostCurve, ends: set[int], beside: int) -> Replay:
+def replay(row: Row, curve: CostCurve, ends: set[int], beside: int, habits: Habits) -> Replay:
     result, written = Replay(row), 0
     start = time.thread_time()
-    drafter = Drafter(row.answer, context=row.context, ends=ends, curve=curve)
+    drafter = Drafter(row.answer, context=row.context, ends=ends, curve=curve, habits=habits)
     result.seconds += time.thread_time() - start
     while written < len(row.correction):
         start = time.thread_time()
@@ -277,7 +277,8 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name, rows in sets.items():
         for label, curve in CURVES.items():
-            replays = [replay(row, curve, texts.ends, arguments.beside) for row in rows]
+            habits = Habits()  # as in an engine, rows learn from those before
+            replays = [replay(row, curve, texts.ends, arguments.beside, habits) for row in rows]
             results.setdefault(name, {})[label] = figures(replays, curve, arguments.beside)
     print(table(results))
     if not arguments.quick:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aligner_chain.engines.drafting import CostCurve, Drafter
+from aligner_chain.engines.drafting import CostCurve, Drafter, Habits
 from aligner_chain.engines.packed import Memory, Segment, forward
 from aligner_chain.engines.rows import Row, drawn, wide
 
@@ -33,8 +33,8 @@ _SHARED = 16
 _REMEMBERED = 8
 _KEPT, _KEEP_WEIGHT = 0.9, 0.05
 """The share of verdicts to keep that is expected before any is known, and the weight of the newest one in the running share."""
-_CURVE_TOKENS = (1, 8, 32, 128)
-_CURVE_S = 1.0
+_CURVE_TOKENS = (1, 2, 4, 16, 64)
+_CURVE_ROUNDS, _CURVE_S = 6, 1.0
 
 
 class Running:
@@ -81,13 +81,13 @@ class Running:
             self.memory.reserve(self.row.room)
             self.row.start()
 
-    def drafter(self, curve: CostCurve, eos: int, ends: frozenset[int]) -> Drafter | None:
+    def drafter(self, curve: CostCurve, eos: int, ends: frozenset[int], habits: Habits) -> Drafter | None:
         """What guesses its output; None without a draft."""
         request = self.row.ticket.request
         if self._drafter is None and request.draft is not None and (request.max_new > 1 or request.score_draft):
             original = (*request.draft.lead, *request.draft.ids, eos)
-            first = len(original) if request.score_draft else FIRST
-            self._drafter = Drafter(original, context=self.prompt, ends=ends, curve=curve, first=first)
+            first = None if request.score_draft else FIRST
+            self._drafter = Drafter(original, context=self.prompt, ends=ends, curve=curve, first=first, habits=habits)
         return self._drafter
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -126,7 +126,7 @@ class RunningBatch:
         self._model, self._eos, self._ends = model, eos, ends
         self.max_rows, self._max_tokens = max_rows, max_tokens
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        self._curve = curve
+        self._curve, self._habits = curve, Habits()
         self._kept = _KEPT
         self._prefixes = _Prefixes()
         self.rows: list[Running] = []
@@ -207,43 +207,42 @@ class RunningBatch:
             if not running.memory.length:
                 self._prefixes.share_with(running)
         tokens, logits = TOKENS, max(1, LOGITS // self._vocabulary)
-        beside = sum(min(len(running.pending), TOKENS) for running in self.rows)
         start = 0
         for running in self.rows:
             if running.pending and tokens > 0:
-                segment = self._segment(running, tokens, logits, beside)
+                segment = self._segment(running, tokens, logits)
                 parts.append(Part(running, segment, start))
                 tokens -= len(segment.ids)
                 logits -= segment.wanted
                 start += segment.wanted
         return parts
 
-    def _segment(self, running: Running, tokens: int, logits: int, beside: int) -> Segment:
+    def _segment(self, running: Running, tokens: int, logits: int) -> Segment:
         pending = running.pending
         if len(pending) > tokens or not running.sealed:
             return Segment(running.memory, pending[:tokens], answered=False)
         scored = running.row.ticket.request.score_draft and running.unscored
         room = TOKENS if scored else min(tokens - len(pending), logits - 1)
-        return Segment(running.memory, pending, self._drafts(running, room, beside))
+        return Segment(running.memory, pending, self._drafts(running, room))
 
-    def _drafts(self, running: Running, room: int, beside: int) -> Sequence[Sequence[int]]:
+    def _drafts(self, running: Running, room: int) -> Sequence[Sequence[int]]:
         request, output = running.row.ticket.request, running.output
         if request.draft is None or not self._eos:
             return ()
-        drafter = running.drafter(self._measured(), min(self._eos), self._ends)
-        if drafter is None or not (output or request.score_draft or self._at_once(running, beside)):
+        drafter = running.drafter(self._measured(), min(self._eos), self._ends, self._habits)
+        if drafter is None or not (output or request.score_draft or self._at_once(running)):
             return ()
         if not request.score_draft:
             room = min(room, request.max_new - len(output) - 1)
-        return drafter.propose(room, beside=beside - 1) if room > 0 else ()
+        return drafter.propose(room, beside=len(self.rows) - 1) if room > 0 else ()
 
-    def _at_once(self, running: Running, beside: int) -> bool:
+    def _at_once(self, running: Running) -> bool:
         """Whether the first forward holds the draft too. It would be for nothing where the verdict is to keep."""
         request = running.row.ticket.request
         if not request.choices or request.draft is None:
             return True
-        curve, length = self._measured(), min(FIRST, len(request.draft.ids))
-        now = curve.cost(beside + length) - curve.cost(beside)
+        curve, length, read = self._measured(), min(FIRST, len(request.draft.ids)), len(running.pending)
+        now = curve.cost(read + length) - curve.cost(read)
         later = (1 - self._kept) * curve.cost(1 + length)
         return now < later
 
@@ -419,12 +418,13 @@ class _Prefixes:
 
 @torch.inference_mode()
 def measure(model: PreTrainedModel) -> CostCurve:
-    """The seconds of a forward by its tokens, behind 64 others; the best of three of each size, within about a second."""
-    memory, points, begun = Memory(256), {}, time.monotonic()
+    """The seconds of a forward by its tokens, behind 64 others: the best of several rounds, within about a second."""
+    memory, points, begun = Memory(256), dict[int, float](), time.monotonic()
     forward(model, [Segment(memory, [0] * 64, answered=False)])
     memory.length = 64
-    for tokens in _CURVE_TOKENS:
-        points[tokens] = min(_timed(model, Segment(memory, [0], [[0] * (tokens - 1)])) for _ in range(3))
+    for tokens in _CURVE_TOKENS * _CURVE_ROUNDS:
+        seconds = _timed(model, Segment(memory, [0], [[0] * (tokens - 1)] if tokens > 1 else []))
+        points[tokens] = min(seconds, points.get(tokens, seconds))
         if time.monotonic() - begun > _CURVE_S:
             break
     return CostCurve.measured(points)

@@ -36,24 +36,28 @@ RUNS = (1, 2, 3, 4, 6, 8, 12, 15, 23, 31, 47, 63, 95, 127, 191, 255)
 """Lengths of a draft that goes on with the answer, to choose from."""
 COMBS = (0, 1, 2, 3, 5, 7, 11, 15, 23, 31, 47, 63, 95)
 """Sizes of a comb, in tokens, to choose from."""
-GAIN, HALF, COPIED = 2.5, 4.0, 0.05
-"""What n tokens of a comb bring where `trust` is 1: GAIN * n / (n + HALF) of them, and right behind an edit COPIED times
-those that a run of that length brings. A fit to recorded corrections."""
-RUN_SLACK, EDIT_SLACK, COMB_SLACK = 0.95, 0.95, 0.98
-"""Of sizes that bring at least so much of the best rate the largest is drafted: it saves forwards, and each of them costs
-what no curve shows. For a draft that goes on, for a comb behind an edit, and for any other comb."""
-REPLACED, PLACE, SENTENCE, AFTER_TWO, AFTER_ONE = 64, 4, 4, 8, 3
+GAIN, HALF = 1.6, 4.0
+"""What n tokens of a comb bring where `trust` is 1: GAIN * n / (n + HALF) of them. A fit to recorded corrections."""
+RUN_SLACK, COMB_SLACK, GUESS_SLACK, FLAT = 0.95, 0.97, 0.5, 1.3
+"""Where a forward of 16 tokens costs less than FLAT times one of a single token, forwards count more than tokens, since
+each of them costs what no curve shows. Then, of sizes that bring so much of the best rate, the largest is drafted."""
+PLACE, SENTENCE, AFTER_TWO, AFTER_ONE = 4, 4, 8, 3
 """Most tokens of a branch, by the kind of guess."""
 FREQUENT = 16
 """Frequent tokens to choose from."""
-NEAR = 8
-"""Tokens from the edit to the farthest place that counts as a deletion."""
+NEAR = 3
+"""How many tokens more or fewer an edit may have written than it replaced, for its end to be recognised by one token."""
 EDIT = 3
 """Tokens that an edit may be long for its end to be guessed from its length."""
+FOUND, REPLACED = 0.6, 0.3
+"""How often a place near the edit behind the same token, and one as many tokens on as were written, turns out right,
+before any was tried. By recorded corrections: .15 to .9, and .1 to .5."""
+PRIOR, HABIT_STEP, FIRST_STEP = 2.0, 0.05, 0.1
+"""How many tries of a row its habits are worth, what the latest try weighs in them, and the latest first draft."""
 SILENCE = 3
 """Forwards in a row that wrote no token of the answer, after which only what repeats two tokens is drafted."""
-TRUST_STEP, RUN_STEP = 0.06, 0.25
-"""What the latest forward weighs in `trust` and in `run`."""
+TRUST, TRUST_STEP, RUN_STEP = 0.5, 0.06, 0.25
+"""Where `trust` starts, and what the latest forward weighs in it and in `run`."""
 RUN_START, RUN_MOST, RUN_GROWTH = 32.0, 255, 4
 """Where `run` starts, its limit, and how many times as long a draft may be as one that was accepted whole."""
 
@@ -90,6 +94,10 @@ class CostCurve:
         """Tokens per cost of a forward in which `draft` tokens bring `gain`, and each other token brings itself."""
         return (beside + 1 + gain) / self.cost(beside + 1 + draft)
 
+    def slack(self, share: float) -> float:
+        """The share, where tokens cost next to nothing; 1 where they cost time."""
+        return share if self.cost(16) < FLAT * self.cost(1) else 1.0
+
 
 CPU_FP32 = CostCurve.measured({1: 1, 2: 1.08, 4: 1.7, 8: 2.2, 16: 2.2, 32: 2.8, 64: 3.8, 128: 5.6, 256: 9.9})
 """A model of 100M parameters on one CPU core, 300 tokens cached, relative to a forward of one token."""
@@ -97,18 +105,63 @@ CPU_BF16 = CostCurve.measured({1: 1, 2: 1.08, 4: 1.1, 8: 1.1, 16: 1.15, 32: 1.3,
 """The same model in bfloat16 on a CPU with matrix units; a GPU is flatter still."""
 
 
+class Habits:
+    """What all rows of an engine have in common: how far an answer is copied, and how edits end.
+
+    An Aligner changes things in its own way, single words or whole sentences, and a row is too short to learn which.
+    """
+
+    def __init__(self) -> None:
+        self.right = {"found": FOUND, "replaced": REPLACED}
+        self.trust = TRUST
+        self.whole, self.run = 1.0, RUN_START
+        self._rows = 1
+
+    def first(self, run: int, *, whole: bool) -> None:
+        """Hears how many tokens an answer was copied from its beginning on, and whether that was all of it."""
+        self._rows += 1
+        step = max(FIRST_STEP, 1 / self._rows)
+        self.whole += step * (whole - self.whole)
+        if not whole:
+            self.run += step * (run - self.run)
+
+    def learn(self, kind: str, *, right: bool) -> None:
+        self.right[kind] += HABIT_STEP * (right - self.right[kind])
+
+
 @lru_cache(4096)
 def run_length(curve: CostCurve, run: int, beside: int) -> int:
     """The length of a draft that goes on, if `run` of its tokens are right on average."""
-    return _largest(RUNS, [curve.rate(size, copied(size, run), beside) for size in RUNS], RUN_SLACK, beside)
+    return _largest(
+        RUNS, [curve.rate(size, copied(size, run), beside) for size in RUNS], curve.slack(RUN_SLACK), beside
+    )
+
+
+def worth_a_guess(curve: CostCurve, right: float, size: int, beside: int) -> bool:
+    """Whether to draft behind a place that is right with that probability, or to wait for one more token and know.
+
+    Where it is right, waiting costs this row's share of one forward; where it is wrong, drafting costs its tokens.
+    """
+    alone = curve.cost(beside + 1)
+    return right * alone / (beside + 1) > (1 - right) * (curve.cost(beside + 1 + size) - alone) * curve.slack(
+        GUESS_SLACK
+    )
 
 
 @lru_cache(4096)
-def comb_size(curve: CostCurve, trust: float, beside: int, run: int = 0) -> int:
-    """The tokens of a comb, with `run` if it stands right behind an edit; 0 where no comb is worth its cost."""
-    gains = [trust * (GAIN * size / (size + HALF) + COPIED * copied(size, run)) for size in COMBS]
-    rates = [curve.rate(size, gain, beside) for size, gain in zip(COMBS, gains, strict=True)]
-    return _largest(COMBS, rates, EDIT_SLACK if run else COMB_SLACK, beside)
+def comb_size(curve: CostCurve, trust: float, beside: int) -> int:
+    """The tokens of a comb; 0 where none is worth its cost."""
+    rates = [curve.rate(size, trust * GAIN * size / (size + HALF), beside) for size in COMBS]
+    return _largest(COMBS, rates, curve.slack(COMB_SLACK), beside)
+
+
+def worth_the_whole(curve: CostCurve, right: float, part: int, whole: int, beside: int) -> bool:
+    """Whether to draft the whole, which is right with that probability, or a part first.
+
+    Where it is right, a part costs one forward more; where it is wrong, the rest of the whole costs its tokens.
+    """
+    rest = curve.cost(beside + 1 + whole) - curve.cost(beside + 1 + part)
+    return right * curve.cost(beside + 1) / (beside + 1) >= (1 - right) * rest * curve.slack(GUESS_SLACK)
 
 
 def copied(size: int, run: int) -> float:
@@ -130,8 +183,9 @@ class Drafter:
         context: The prompt; read only where an edit turns out to be longer than a few tokens.
         ends: Ids of tokens at which a sentence or a line ends.
         curve: What a forward costs.
-        first: Most tokens of the first draft. It doubles as long as drafts are accepted whole, so that a long answer
+        first: Most tokens of the first draft; None: all of it, whatever it costs. It doubles as long as drafts are accepted whole, so that a long answer
             that turns into a short one costs little.
+        habits: What other rows have taught, and where this one adds to it.
     """
 
     def __init__(
@@ -141,18 +195,23 @@ class Drafter:
         context: Sequence[int] = (),
         ends: Set[int] = frozenset(),
         curve: CostCurve,
-        first: int = 256,
+        first: int | None = 256,
+        habits: Habits | None = None,
     ) -> None:
         self._eos = original[-1]
         self._end = original.index(self._eos) + 1
         self._stream = [*original[: self._end], *context]  # and the output: what was read, in this order
         self._indexed = 0
-        self._ends, self._curve = ends, curve
+        self._ends, self._curve, self._habits = ends, curve, habits or Habits()
         self._anchor = self._gap = 0  # the place of the answer up to which the output follows it; tokens since
-        self._reach = max(first, 1)  # 0 from the first difference on
-        self._trust, self._run = 1.0, RUN_START
+        self._reach = self._end if first is None else max(first, 1)  # 0 from the first difference on
+        self._whole = first is None
+        self._trust, self._run = self._habits.trust, RUN_START
         self._differences = 0
         self._forwards = self._silence = 0
+        self._likely = -1  # the place where an edit probably ends
+        self._kind = "found"
+        self._tries, self._hits = Counter[str](), Counter[str]()  # by the kind of place
         self._tried: dict[int, int] = {}  # the first token of each branch, and its place in the stream
         self._places: dict[int, list[int]] = defaultdict(list)  # of the answer, behind a token
         self._pairs: dict[Branch, list[int]] = defaultdict(list)  # of the answer, behind two tokens
@@ -171,27 +230,66 @@ class Drafter:
         if room < 1:
             return ()
         beside = _rounded(beside)
-        if self._gap or self._anchor >= self._end:
-            run = round(self._run) if 0 < self._gap <= EDIT else 0
-            return tuple(self._comb(comb_size(self._curve, round(self._trust, 1), beside, run), room))
-        size = self._reach or run_length(self._curve, round(self._run), beside)
-        trunk = self._branch(self._anchor, min(size, room))
-        if self._reach:
-            return (trunk,)
-        size = comb_size(self._curve, round(self._trust / 2, 1), _rounded(beside + len(trunk)))
-        return (trunk, *self._comb(size, room))
+        place, right = self._most_likely()
+        size = self._size(beside)
+        drafted = place >= 0 and (right == 1 or worth_a_guess(self._curve, right, size, beside))
+        trunk = (self._branch(place, min(size, room)),) if drafted else ()
+        if self._reach and trunk:
+            return trunk
+        beside = _rounded(beside + sum(map(len, trunk)))
+        trust = self._trust * (1 - right) if self._gap else self._trust / 2
+        return (*trunk, *self._comb(comb_size(self._curve, round(trust, 1), beside), room))
+
+    def _size(self, beside: int) -> int:
+        """Tokens of a draft that goes on with the answer."""
+        if not self._reach:
+            return run_length(self._curve, round(self._run), beside)
+        if not (self._forwards or self._whole):
+            part = run_length(self._curve, round(self._habits.run), beside)
+            whole = min(self._reach, self._end)
+            self._reach = whole if worth_the_whole(self._curve, self._habits.whole, part, whole, beside) else part
+        return self._reach
+
+    def _most_likely(self) -> tuple[int, float]:
+        """The place of the answer where the text most likely goes on, if any (else -1), and how likely."""
+        self._likely = -1
+        if not self._gap:
+            return (self._anchor, 1.0) if self._anchor < self._end else (-1, 0.0)
+        diagonal = self._anchor + self._gap
+        last = self._stream[-1]
+        places = self._places.get(last, ()) if last not in self._ends else ()  # after a full stop anything may follow
+        found = min(places, key=lambda place: abs(place - diagonal), default=-1)
+        if found >= 0 and abs(found - diagonal) <= NEAR:
+            self._likely, self._kind = found, "found"
+        elif self._gap <= EDIT and diagonal < self._end:
+            self._likely, self._kind = diagonal, "replaced"
+        else:
+            return -1, 0.0
+        expected = PRIOR * self._habits.right[self._kind] + self._hits[self._kind]
+        return self._likely, round(expected / (PRIOR + self._tries[self._kind]), 1)
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Takes what the model chose: the accepted tokens of a branch and one more, or anything else."""
-        place = self._tried.get(tokens[0], -1)
+        # Where nothing was drafted the answer still goes on at the same place.
+        place = self._tried.get(tokens[0], -1 if self._tried or self._gap else self._anchor)
+        self._learn(tokens[0])
         self._stream += tokens
         self._forwards += 1
         right = self._agreeing(place, tokens)
         straight = place == self._anchor and not self._gap
-        if right == len(tokens) and place + right <= self._end and (straight or right > 1):
+        known = straight or (place >= 0 and place == self._likely)
+        if right == len(tokens) and place + right <= self._end and (known or right > 1):
             self._go_on(place, right)
         else:
-            self._diverge(tokens, place, right, straight)
+            self._diverge(tokens, place, right, known)
+
+    def _learn(self, token: int) -> None:
+        """Counts whether the likely end of the edit was right, also where it was not proposed."""
+        if self._likely >= 0:
+            right = self._stream[self._likely] == token
+            self._hits[self._kind] += right
+            self._tries[self._kind] += 1
+            self._habits.learn(self._kind, right=right)
 
     def _branch(self, place: int, size: int) -> Branch:
         """Notes what of the stream is proposed; nothing stands behind an end of text."""
@@ -214,25 +312,29 @@ class Drafter:
 
     def _go_on(self, place: int, right: int) -> None:
         self._anchor, self._gap, self._silence = place + right, 0, 0
+        if self._reach and self._anchor >= self._end - 1:
+            self._habits.first(self._anchor, whole=True)
         self._reach *= 2
         self._run = max(self._run, min(RUN_GROWTH * right, RUN_MOST))
         self._believe(guessed=True)
 
-    def _diverge(self, tokens: Sequence[int], place: int, right: int, straight: bool) -> None:
-        """Looks for the place again; a single right token may be chance and moves nothing."""
-        if self._tried and (straight or right or not self._gap):
+    def _diverge(self, tokens: Sequence[int], place: int, right: int, known: bool) -> None:
+        """Looks for the place again; a single right token may be chance and moves nothing, unless the place was known."""
+        if self._tried and (known or right or not self._gap):
             self._differences += 1
             self._run += max(RUN_STEP, 1 / (self._differences + 1)) * (min(right, RUN_MOST) - self._run)
+        if self._reach:
+            self._habits.first(self._anchor + right, whole=False)
         self._reach = 0
-        if straight or (right > 1 and place < self._end):
+        if (known and (right or not self._gap)) or (right > 1 and place < self._end):
             self._anchor, self._gap = place + right, len(tokens) - right
         else:
             self._gap += len(tokens)
         self._index()
         places = self._pairs.get((self._stream[-2], self._stream[-1]), [])
         self._align(places)
-        known = right or not self._places.keys().isdisjoint(tokens)
-        self._silence = 0 if known else self._silence + 1
+        familiar = right or not self._places.keys().isdisjoint(tokens)
+        self._silence = 0 if familiar else self._silence + 1
         self._believe(guessed=bool(right or places))
 
     def _align(self, places: list[int]) -> None:
@@ -243,7 +345,8 @@ class Drafter:
             self._anchor, self._gap = min(same, key=lambda place: abs(place - self._anchor)), 0
 
     def _believe(self, *, guessed: bool) -> None:
-        self._trust += max(TRUST_STEP, 1 / (self._forwards + 1)) * (guessed - self._trust)
+        self._trust += TRUST_STEP * (guessed - self._trust)
+        self._habits.trust += HABIT_STEP * TRUST_STEP * (guessed - self._habits.trust)
 
     def _comb(self, left: int, room: int) -> Iterator[Branch]:
         """Branches with different first tokens, best first, of `left` tokens in all."""
@@ -269,7 +372,7 @@ class Drafter:
         if self._silence >= SILENCE:
             return
         if 0 < self._gap <= EDIT:
-            yield from self._ends_of_edit(last)
+            yield from self._ends_of_edit()
         if last in self._ends and self._gap:
             yield from self._next_sentence()
         for place in reversed(self._after.get(last, {}).values()):
@@ -277,15 +380,11 @@ class Drafter:
         for place in self._frequent:
             yield place, 1
 
-    def _ends_of_edit(self, last: int) -> Iterator[tuple[int, int]]:
-        long = max(1, min(REPLACED, int(self._run)))
-        places = self._places.get(last, [])
-        nearest = bisect_left(places, self._anchor + 1)
-        for place in places[nearest : nearest + 3]:
-            if place <= self._anchor + NEAR:
-                yield place, max(2, long // 2)
-        if self._anchor + self._gap < self._end:
-            yield self._anchor + self._gap, long
+    def _ends_of_edit(self) -> Iterator[tuple[int, int]]:
+        """Right behind an edit: a token replaced by as many, one more, or none."""
+        for place in (self._anchor + self._gap, self._anchor, self._anchor + self._gap + 1):
+            if place < self._end:
+                yield place, PLACE
 
     def _next_sentence(self) -> Iterator[tuple[int, int]]:
         following = bisect_left(self._sentences, self._anchor)
