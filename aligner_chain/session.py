@@ -13,8 +13,8 @@ from aligner_chain.streaming import closing_once
 if TYPE_CHECKING:
     from aligner_chain.aligner import Aligner
 
-STEP = 48
-"""Characters of an answer, some 12 to 16 tokens, that must have come before the engine hears of them."""
+STEP = 32
+"""Characters of an answer, some 8 tokens, that must have come before the engine hears of them."""
 
 
 class Reading:

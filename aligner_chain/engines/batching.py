@@ -28,6 +28,8 @@ LOGITS = 2**26
 """Most logits of one forward, except for a draft that is to be scored as a whole: rows of logits x vocabulary."""
 FIRST = 256
 """Most tokens of a row's first draft."""
+EARLY = 16
+"""Most tokens that the first draft of a streamed row adds to its first forward, so that its first text comes early."""
 _SHARED = 16
 """Tokens that a prompt must have in common with an earlier one before they are copied instead of read."""
 _REMEMBERED = 8
@@ -233,7 +235,8 @@ class RunningBatch:
         if drafter is None or not (output or request.score_draft or self._at_once(running)):
             return ()
         if not request.score_draft:
-            room = min(room, request.max_new - len(output) - 1)
+            early = EARLY if request.stream and not output else room
+            room = min(room, early, request.max_new - len(output) - 1)
         return drafter.propose(room, beside=len(self.rows) - 1) if room > 0 else ()
 
     def _at_once(self, running: Running) -> bool:

@@ -101,6 +101,12 @@ class HuggingFaceEngine:
             window=self._window,
         )
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do: rows that wait, decode, or have something new to read."""
+        with self._changed:
+            return bool(self._waiting) or (self._batch is not None and self._batch.busy)
+
     def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
         """Queues the requests. One that cannot be run fails its own ticket.
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 ROOM = 16
 """Tokens of output, beyond the answer's own length, without which nothing is rendered."""
 
-UNCERTAIN = 8
-"""Tokens at the end of a text that may become others when more text comes; more than 6 have not been seen to."""
+UNCERTAIN = 2
+"""Tokens at the end of a text that are not told yet: the likeliest to become others when more text comes. Up to 6 have been
+seen to, but one that was told too soon costs no more than reading it again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

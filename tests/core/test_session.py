@@ -202,6 +202,10 @@ TEXTS = st.lists(
 ).map(" ".join)
 
 
+CHANGED = 6
+"""Most tokens at the end of what was told that may turn out otherwise; they are read again."""
+
+
 @pytest.mark.parametrize("kind", ["words", "joined"])
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(text=TEXTS, sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5))
@@ -215,7 +219,8 @@ def test_what_was_read_is_what_the_prompt_begins_with(kind: str, template: str, 
         rest, told = rest[size:], told + 1
     prompt = get_template(template).prompt(replace(WHOLE, answer=text), tokenizers()[kind])
     for read in engine(aligner).fed:
-        assert prompt[: len(read)] == read
+        certain = len(read) - CHANGED
+        assert prompt[: max(certain, 0)] == read[: max(certain, 0)]
     session.cancel()
 
 

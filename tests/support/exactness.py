@@ -162,8 +162,10 @@ def _overlapped(engine: HuggingFaceEngine, case: Case, source: random.Random) ->
     return ticket
 
 
-def divergences(engine: HuggingFaceEngine, cases: Sequence[Case], source: random.Random) -> tuple[int, list[Case]]:
-    """How many cases came to their end, and those whose output is another than that of `generate`."""
+def divergences(
+    engine: HuggingFaceEngine, cases: Sequence[Case], source: random.Random
+) -> tuple[int, list[tuple[Case, tuple[int, ...]]]]:
+    """How many cases came to their end, and those with another output than that of `generate`, with it."""
     generations = decode(engine, cases, source)
-    done = [(case, one) for case, one in zip(cases, generations, strict=True) if one is not None]
-    return len(done), [case for case, one in done if one.ids != case.output]
+    done = [(case, one.ids) for case, one in zip(cases, generations, strict=True) if one is not None]
+    return len(done), [(case, ids) for case, ids in done if ids != case.output]
