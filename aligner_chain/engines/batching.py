@@ -152,11 +152,16 @@ class RunningBatch:
         """How many more tokens there is memory for."""
         return self._max_tokens - sum(running.memory.capacity for running in self.rows)
 
-    def forget_open(self) -> None:
-        """Makes room at the cost of the rows that only read along; they will read again."""
-        for running in self.rows:
-            if not running.row.ticket.sealed:
+    def make_room(self, tokens: int) -> None:
+        """Takes it from the rows that only read along, if that is enough; they will read again."""
+        reading = [running for running in self.rows if not running.row.ticket.sealed]
+        if self.room + sum(running.memory.capacity for running in reading) >= tokens:
+            for running in reading:
                 running.forget()
+
+    def forget_prefixes(self) -> bool:
+        """Gives back what is kept of finished rows; whether there was anything."""
+        return self._prefixes.clear()
 
     def close_open(self) -> None:
         """Sends the rows away that nobody has sealed."""
@@ -415,8 +420,10 @@ class _Prefixes:
             self._kept.move_to_end(best)
             running.memory.begin_with(self._kept[best], common[best])
 
-    def clear(self) -> None:
+    def clear(self) -> bool:
+        something = bool(self._kept)
         self._kept.clear()
+        return something
 
 
 @torch.inference_mode()

@@ -231,8 +231,9 @@ class HuggingFaceEngine:
         while self._waiting and places > 0:
             row = self._waiting.first()
             if row.room > tokens and batch.rows:
-                batch.forget_open()
-                tokens = batch.room - sum(one.room for one in admitted)
+                taken = sum(one.room for one in admitted)
+                batch.make_room(row.room + taken)
+                tokens = batch.room - taken
             if row.room > tokens and (places < batch.max_rows):
                 break
             self._waiting.take()
@@ -245,6 +246,9 @@ class HuggingFaceEngine:
         """Goes on with half of the rows; the others start anew when there is room."""
         import torch
 
+        if batch.forget_prefixes():
+            torch.cuda.empty_cache()
+            return
         running = sum(running.sealed for running in batch.rows)
         if running < 2:
             batch.fail(_engine_error(error))

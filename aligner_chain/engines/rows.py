@@ -25,7 +25,7 @@ class Cost:
 class Row:
     """A ticket that is being served. `deadline` is a time of `time.monotonic()`."""
 
-    __slots__ = ("born", "choice_logprobs", "cost", "deadline", "draft_logprobs", "ticket", "uniforms")
+    __slots__ = ("_started", "born", "choice_logprobs", "cost", "deadline", "draft_logprobs", "ticket", "uniforms")
 
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
@@ -33,11 +33,15 @@ class Row:
         draft = ticket.request.draft
         self.draft_logprobs: tuple[float, ...] | None = () if draft is not None and not draft.ids else None
         self.choice_logprobs: dict[int, float] = {}
+        self._started: object = None
         self.start()
 
     def start(self) -> None:
-        """Starts the clock; once more where an open ticket is sealed."""
+        """Starts the clock, and once more where an open ticket was sealed since: its time counts from there."""
         request = self.ticket.request
+        if request is self._started:
+            return
+        self._started = request
         self.born = time.monotonic()
         self.deadline = math.inf if request.deadline_s is None else self.born + request.deadline_s
         self.uniforms = _Uniforms(f"{request.sampling.seed}:{request.key}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -52,6 +53,31 @@ def test_one_call_may_bring_any_number_but_not_on_top_of_others() -> None:
         waiting.take()
     waiting.add(rows(*"ab"))
     waiting.add(rows("c"))
+
+
+def test_the_time_in_the_queue_counts_and_the_time_of_reading_along_does_not() -> None:
+    waited = Row(Ticket(Request(key="", prompt=(1,), deadline_s=5.0)))
+    submitted = waited.deadline
+    waited.start()  # as when it is admitted
+    assert waited.deadline == submitted
+    ticket = Ticket(Request(key=""), sealed=False)
+    reading = Row(ticket)
+    assert reading.deadline == math.inf
+    ticket.seal(Request(key="", prompt=(1,), deadline_s=5.0))
+    reading.start()
+    assert submitted < reading.deadline < math.inf
+
+
+def test_rows_that_read_along_give_way_where_that_makes_room() -> None:
+    model = random_model("Llama")
+    engine = HuggingFaceEngine(model, Vocabulary(), max_tokens=70)
+    reading = engine.open(Request(key="", prompt=tuple(range(2, 52))))
+    prompt = tuple(range(2, 42))
+    [ticket] = engine.submit([Request(key="", prompt=prompt, max_new=10)])
+    assert ticket.result(30).ids == greedy(model, prompt, 10)
+    reading.seal(Request(key="", prompt=tuple(range(2, 60)), max_new=10))
+    assert reading.result(30).ids == greedy(model, range(2, 60), 10)
+    engine.close()
 
 
 def test_memory_bounds_the_rows_that_run_together() -> None:
