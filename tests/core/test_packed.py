@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -115,6 +116,36 @@ def test_a_verdict_to_keep_costs_the_prompt_and_one_token_in_batches_too() -> No
     engine.close()
     assert {(one.finish, one.ids, one.usage.forwards) for one in kept} == {("stop", (), 1)}
     assert sum(tokens) == sum(map(len, prompts))
+
+
+def test_behind_a_verdict_to_fix_the_answer_is_drafted_as_a_whole() -> None:
+    model, prompt = random_model("Llama"), tuple(range(2, 30))
+    output = greedy(model, prompt, 30)
+    engine = HuggingFaceEngine(model, Vocabulary(), curve=CPU_FP32)
+    draft = draft_of(*output[1:], lead=output[:1])
+    request = Request(key="", prompt=prompt, max_new=30, draft=draft, choices=(7, output[0]), stop_ids=(7,))
+    with widths(model) as tokens:
+        [ticket] = engine.submit([request])
+        generation = ticket.result(30)
+    engine.close()
+    assert generation.ids == output
+    assert tokens == [28, 29]
+    assert generation.draft_logprobs is not None
+    assert len(generation.draft_logprobs) == 29
+    # The last one was never looked at: the output could not have been longer.
+    assert [math.isnan(one) for one in generation.draft_logprobs] == [False] * 28 + [True]
+
+
+def test_a_streamed_row_tells_its_first_tokens_after_a_short_forward() -> None:
+    model, prompt = random_model("Llama"), tuple(range(2, 30))
+    output = greedy(model, prompt, 30)
+    engine = HuggingFaceEngine(model, Vocabulary(), curve=CPU_FP32)
+    with widths(model) as tokens:
+        [ticket] = engine.submit([Request(key="", prompt=prompt, max_new=30, draft=draft_of(*output), stream=True)])
+        assert ticket.result(30).ids == output
+    engine.close()
+    assert tuple(ticket.ids) == output
+    assert tokens == [28 + 16, 1 + 12]
 
 
 def test_a_question_that_was_read_before_is_not_read_again() -> None:
