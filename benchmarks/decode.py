@@ -4,7 +4,7 @@
     python benchmarks/decode.py --model 100m --pairs 15
 
 Takes half an hour with the tiny model. Writes the raw figures to results/decode_<model>_<dtype>.json after each of them,
-so that a run that is stopped leaves what it had.
+so that a run that is stopped leaves what it had, and a run of some workloads keeps those of the others.
 """
 
 from __future__ import annotations
@@ -53,10 +53,14 @@ def claims(figures: Sequence[Figures]) -> Iterator[Figures]:
 
 
 def kept(settings: Settings, figures: list[Figures]) -> Iterator[Figures]:
+    """Writes the figures as they come; those of workloads that are not run again stay."""
     for one in run(settings, lambda text: None, lambda text: print(text, file=sys.stderr)):
+        file = RESULTS / f"decode_{one['model']}_{one['dtype']}.json"
+        if not figures and file.exists():
+            before = json.loads(file.read_text(encoding="utf-8"))["figures"]
+            figures += [other for other in before if other["workload"] not in settings.workloads]
         figures.append(one)
         found = {"claims": list(claims(figures)), "figures": figures}
-        file = RESULTS / f"decode_{one['model']}_{one['dtype']}.json"
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         yield one
 
