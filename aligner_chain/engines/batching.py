@@ -219,7 +219,7 @@ class RunningBatch:
             if running.pending and tokens > 0:
                 segment = self._segment(running, tokens, logits)
                 parts.append(Part(running, segment, start))
-                tokens -= len(segment.ids)
+                tokens -= segment.size
                 logits -= segment.wanted
                 start += segment.wanted
         return parts

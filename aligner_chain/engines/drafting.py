@@ -137,17 +137,6 @@ def run_length(curve: CostCurve, run: int, beside: int) -> int:
     )
 
 
-def worth_a_guess(curve: CostCurve, right: float, size: int, beside: int) -> bool:
-    """Whether to draft behind a place that is right with that probability, or to wait for one more token and know.
-
-    Where it is right, waiting costs this row's share of one forward; where it is wrong, drafting costs its tokens.
-    """
-    alone = curve.cost(beside + 1)
-    return right * alone / (beside + 1) > (1 - right) * (curve.cost(beside + 1 + size) - alone) * curve.slack(
-        GUESS_SLACK
-    )
-
-
 @lru_cache(4096)
 def comb_size(curve: CostCurve, trust: float, beside: int) -> int:
     """The tokens of a comb; 0 where none is worth its cost."""
@@ -155,13 +144,14 @@ def comb_size(curve: CostCurve, trust: float, beside: int) -> int:
     return _largest(COMBS, rates, curve.slack(COMB_SLACK), beside)
 
 
-def worth_the_whole(curve: CostCurve, right: float, part: int, whole: int, beside: int) -> bool:
-    """Whether to draft the whole, which is right with that probability, or a part first.
+def worth_drafting(curve: CostCurve, right: float, part: int, whole: int, beside: int) -> bool:
+    """Whether to draft the whole, which is right with that probability, or only a part (0: nothing) and see first.
 
-    Where it is right, a part costs one forward more; where it is wrong, the rest of the whole costs its tokens.
+    Where the whole is right, seeing first costs this row's share of one forward more; where it is wrong, the rest of it
+    costs its tokens.
     """
     rest = curve.cost(beside + 1 + whole) - curve.cost(beside + 1 + part)
-    return right * curve.cost(beside + 1) / (beside + 1) >= (1 - right) * rest * curve.slack(GUESS_SLACK)
+    return right * curve.cost(beside + 1) / (beside + 1) > (1 - right) * rest * curve.slack(GUESS_SLACK)
 
 
 def copied(size: int, run: int) -> float:
@@ -183,8 +173,8 @@ class Drafter:
         context: The prompt; read only where an edit turns out to be longer than a few tokens.
         ends: Ids of tokens at which a sentence or a line ends.
         curve: What a forward costs.
-        first: Most tokens of the first draft; None: all of it, whatever it costs. It doubles as long as drafts are accepted whole, so that a long answer
-            that turns into a short one costs little.
+        first: Most tokens of the first draft; None: all of it, whatever it costs. It doubles as long as drafts are
+            accepted whole, so that a long answer that turns into a short one costs little.
         habits: What other rows have taught, and where this one adds to it.
     """
 
@@ -232,7 +222,7 @@ class Drafter:
         beside = _rounded(beside)
         place, right = self._most_likely()
         size = self._size(beside)
-        drafted = place >= 0 and (right == 1 or worth_a_guess(self._curve, right, size, beside))
+        drafted = place >= 0 and (right == 1 or worth_drafting(self._curve, right, 0, size, beside))
         trunk = (self._branch(place, min(size, room)),) if drafted else ()
         if self._reach and trunk:
             return trunk
@@ -247,7 +237,7 @@ class Drafter:
         if not (self._forwards or self._whole):
             part = run_length(self._curve, round(self._habits.run), beside)
             whole = min(self._reach, self._end)
-            self._reach = whole if worth_the_whole(self._curve, self._habits.whole, part, whole, beside) else part
+            self._reach = whole if worth_drafting(self._curve, self._habits.whole, part, whole, beside) else part
         return self._reach
 
     def _most_likely(self) -> tuple[int, float]:

@@ -104,9 +104,14 @@ class Segment:
         return [*range(start, end), *(end + at for branch in self.branches for at in range(len(branch)))]
 
     @property
+    def size(self) -> int:
+        """How many tokens it adds."""
+        return len(self.tokens) + sum(map(len, self.branches))
+
+    @property
     def wanted(self) -> int:
         """How many rows of logits it gets."""
-        return 1 + sum(map(len, self.branches)) if self.answered else 0
+        return 1 + self.size - len(self.tokens) if self.answered else 0
 
     def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **options: Any) -> torch.Tensor:
         """[heads, n, dim] attending to [kv heads, length + n, dim], by a mask only where one is needed."""
@@ -163,7 +168,7 @@ def forward(model: PreTrainedModel, segments: Sequence[Segment]) -> torch.Tensor
     positions: list[int] = []
     kept: list[int] = []
     for segment in segments:
-        segment.memory.reserve(segment.memory.length + len(segment.ids))
+        segment.memory.reserve(segment.memory.length + segment.size)
         ids += segment.ids
         positions += segment.positions
         kept += range(len(ids) - segment.wanted, len(ids))
@@ -200,7 +205,7 @@ def _attention(
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     start = 0
     for segment in _active.segments:
-        end = start + len(segment.tokens) + sum(map(len, segment.branches))
+        end = start + segment.size
         keys, values = segment.memory.write(layer, key[0, :, start:end], value[0, :, start:end])
         rows = segment.attend(query[0, :, start:end], keys, values, scale=scaling, window=sliding_window)
         output[0, start:end] = rows.transpose(0, 1)

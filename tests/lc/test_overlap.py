@@ -15,6 +15,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
+from playback import engine, read_by
 from upstreams import StreamingUpstream, Upstream, search
 
 from aligner_chain import Correction, shared
@@ -62,17 +63,6 @@ def make(playing: Any, told: list[Correction]) -> Callable[..., AlignerCorrector
 def reading(make: Any) -> AlignerCorrector:
     corrector: AlignerCorrector = make()
     return corrector
-
-
-def engine(corrector: AlignerCorrector) -> Any:
-    aligner: Any = corrector.aligner
-    return aligner.engine
-
-
-def read_by(corrector: AlignerCorrector) -> str:
-    """What the engine has been told of the prompt by now, as text."""
-    aligner: Any = corrector.aligner
-    return str(aligner.tokenizer.decode(aligner.engine.fed[-1])) if aligner.engine.fed else ""
 
 
 def chain_of(form: str, llm: Any, corrector: AlignerCorrector) -> Any:

@@ -13,6 +13,7 @@ from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine import ContextChatEngine, SimpleChatEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
+from playback import engine, read_by
 
 from aligner_chain import Correction, shared
 from aligner_chain.llama_index import (
@@ -74,17 +75,6 @@ def make(playing: Any, told: list[Correction]) -> Callable[..., AlignerResponseP
 def reading(make: Any) -> AlignerResponsePostprocessor:
     postprocessor: AlignerResponsePostprocessor = make()
     return postprocessor
-
-
-def engine(postprocessor: AlignerResponsePostprocessor) -> Any:
-    aligner: Any = postprocessor.aligner
-    return aligner.engine
-
-
-def read_by(postprocessor: AlignerResponsePostprocessor) -> str:
-    """What the engine has been told of the prompt by now, as text."""
-    aligner: Any = postprocessor.aligner
-    return str(aligner.tokenizer.decode(aligner.engine.fed[-1])) if aligner.engine.fed else ""
 
 
 def check(seen: list[str], told: list[Correction], postprocessor: Any) -> None:

@@ -85,3 +85,14 @@ def playing_aligner(
     *ids, _ = chosen.target(tokenizer, text, criteria)
     metadata = AlignerMetadata(name="playback", version="1", template=template)
     return Aligner(Playback(ids, finish, **can), metadata=metadata, template=chosen, tokenizer=tokenizer)
+
+
+def engine(component: Any) -> Any:
+    """The engine behind a component of a face."""
+    return component.aligner.engine
+
+
+def read_by(component: Any) -> str:
+    """What the engine behind a component has been told of the prompt by now, as text."""
+    fed = engine(component).fed
+    return str(component.aligner.tokenizer.decode(fed[-1])) if fed else ""
