@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner_chain.checkpoint import FILE as ALIGNER_FILE
 from aligner_chain.checkpoint import AlignerMetadata, read_metadata
 from aligner_chain.engines.base import Engine, Generation, Request, Ticket
 from aligner_chain.errors import (
@@ -44,6 +45,7 @@ class Aligner:
     """Corrects answers. Make one with `from_pretrained`, `from_chat_model` or `scripted`; it may be shared by threads.
 
     `metadata` names it; `identity` is `name@version`. With an engine of tokens, `template` and `tokenizer` are needed.
+    `adapter` names one that the engine has loaded.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Aligner:
         metadata: AlignerMetadata,
         template: CorrectionTemplate | None = None,
         tokenizer: Tokenizer | None = None,
+        adapter: str | None = None,
     ) -> None:
         if engine.capabilities.tokens and (template is None or tokenizer is None):
             raise ConfigurationError(
@@ -62,6 +65,7 @@ class Aligner:
         if template is not None and tokenizer is not None:
             template.check(tokenizer)
         self.engine, self.metadata, self.template, self.tokenizer = engine, metadata, template, tokenizer
+        self._adapter = adapter
         self._caution = _caution(metadata)
         self._submit: Callable[[Sequence[Request]], Sequence[Ticket]] = engine.submit
 
@@ -110,6 +114,30 @@ class Aligner:
 
         metadata = AlignerMetadata(name="scripted", version="1", template="scripted")
         return cls(ScriptedEngine(script), metadata=metadata)
+
+    def with_adapter(self, path: str | Path) -> Aligner:
+        """An Aligner on the same model in memory with the PEFT adapter in a folder or behind a hub id.
+
+        The folder's `aligner.json` names it and its version, else the folder does; a version is loaded once. Both Aligners
+        serve side by side, and closing the new one frees the adapter alone.
+
+        Raises:
+            CapabilityError: The engine has no adapters, or has this version already.
+            CheckpointError: The adapter does not fit the model.
+            TemplateError: It was trained for another template than this Aligner's.
+        """
+        from aligner_chain.engines.loading import local_folder
+
+        folder = local_folder(path)
+        metadata = _adapter_metadata(folder, self.metadata)
+        self.engine.load(metadata.identity, folder)
+        return Aligner(
+            self.engine,
+            metadata=metadata,
+            template=self.template,
+            tokenizer=self.tokenizer,
+            adapter=metadata.identity,
+        )
 
     def __deepcopy__(self, memo: object) -> Aligner:
         return self  # One model in memory, however often a framework copies what holds it.
@@ -251,14 +279,17 @@ class Aligner:
         read a growing prompt starts then.
         """
         exchange = Exchange(turns=tuple(turns), answer="", context=tuple(context))
-        reading = Reading(self.engine, self._beginning(exchange, criteria or ()))
+        reading = Reading(self.engine, self._beginning(exchange, criteria or ()), self._adapter)
         reader = copy(self)
         reader._submit = reading.submit  # noqa: SLF001  (a copy of its own kind)
         return Session(reader, reading, exchange, criteria=criteria, strength=strength)
 
     def close(self) -> None:
-        """Finishes what runs and frees the model."""
-        self.engine.close()
+        """Finishes what runs and frees the model, or only the adapter, if it has one."""
+        if self._adapter is None:
+            self.engine.close()
+        else:
+            self.engine.unload(self._adapter)
 
     def _start(
         self,
@@ -273,6 +304,7 @@ class Aligner:
         can = self.engine.capabilities
         asked = {
             "criteria": tuple(criteria or ()),
+            "adapter": self._adapter,
             "deadline_s": timeout if can.deadline else None,
             "stream": stream and can.stream,
         }
@@ -392,6 +424,18 @@ def _metadata(
         return replace(read_metadata(folder), template=name)
     except CheckpointError:
         return AlignerMetadata(name=Path(path).name, version=revision or "0", template=name)
+
+
+def _adapter_metadata(folder: Path, base: AlignerMetadata) -> AlignerMetadata:
+    if not (folder / ALIGNER_FILE).exists():
+        return AlignerMetadata(name=folder.name, version="0", template=base.template)
+    metadata = read_metadata(folder)
+    if metadata.template != base.template:
+        raise TemplateError(
+            f"The adapter in {folder} was trained for the template {metadata.template}, and {base.identity} has "
+            f"{base.template}. Load it with its own base: Aligner.from_pretrained(folder)."
+        )
+    return metadata
 
 
 def _other_text(folder: Path, metadata: AlignerMetadata) -> TemplateError:

@@ -23,8 +23,10 @@ class Reading:
     Nothing in here raises: an upstream's stream never breaks off because of it, and what is wrong shows at the finish.
     """
 
-    def __init__(self, engine: Engine, beginning: Callable[[str], tuple[int, ...]] | None) -> None:
-        self._engine, self._beginning = engine, beginning
+    def __init__(
+        self, engine: Engine, beginning: Callable[[str], tuple[int, ...]] | None, adapter: str | None = None
+    ) -> None:
+        self._engine, self._beginning, self._adapter = engine, beginning, adapter
         self._ticket: Ticket | None = None
 
     def __del__(self) -> None:
@@ -60,7 +62,7 @@ class Reading:
         if not prompt:
             self.stop()
         elif self._ticket is None:
-            self._ticket = self._engine.open(Request(key=str(uuid7()), prompt=prompt))
+            self._ticket = self._engine.open(Request(key=str(uuid7()), prompt=prompt, adapter=self._adapter))
         else:
             self._ticket.feed(prompt)
 

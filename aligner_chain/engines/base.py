@@ -184,5 +184,8 @@ class Engine(Protocol):
     def load(self, adapter: str, path: Path) -> None:
         """Makes an adapter available under a new name; a name is never loaded twice."""
 
+    def unload(self, adapter: str) -> None:
+        """Refuses new requests for an adapter, lets those that run finish, and frees it."""
+
     def close(self) -> None:
         """Lets running requests finish, refuses new ones and frees the model."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ _CURVE_ROUNDS, _CURVE_S = 6, 1.0
 class Running:
     """A row with what the model has read of it: the prompt, the output so far, and the memory of both."""
 
-    __slots__ = ("_drafter", "_seen", "memory", "prompt", "row", "sealed", "tokens", "unscored")
+    __slots__ = ("_drafter", "_seen", "adapter", "memory", "prompt", "row", "sealed", "tokens", "unscored")
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -50,6 +50,7 @@ class Running:
         self.tokens: list[int] = []
         self.memory = Memory(0)
         self.sealed, self.unscored = False, True
+        self.adapter = row.ticket.request.adapter
         self._seen: object = None
         self._drafter: Drafter | None = None
 
@@ -75,7 +76,8 @@ class Running:
         if request is self._seen and sealed == self.sealed:
             return
         self._seen, self.sealed, self.prompt = request, sealed, request.prompt
-        common = _common(self.tokens[: self.memory.length], self.prompt)
+        common = _common(self.tokens[: self.memory.length], self.prompt) if request.adapter == self.adapter else 0
+        self.adapter = request.adapter
         # At least one token is always left to read, since the answer comes from the last one.
         self.memory.length = min(common, len(self.prompt) - 1) if sealed else common
         self.tokens = list(self.prompt)
@@ -113,7 +115,10 @@ class Part:
 
 
 class RunningBatch:
-    """The rows that one model decodes together. `step` runs one forward and resolves the rows that are finished."""
+    """The rows that one model decodes together. `step` runs one forward and resolves the rows that are finished.
+
+    Rows of different adapters take turns within a step: `use` makes the forwards to come those of one adapter.
+    """
 
     def __init__(
         self,
@@ -124,8 +129,9 @@ class RunningBatch:
         max_rows: int,
         max_tokens: int,
         curve: CostCurve | None = None,
+        use: Callable[[str | None], None],
     ) -> None:
-        self._model, self._eos, self._ends = model, eos, ends
+        self._model, self._eos, self._ends, self._use = model, eos, ends, use
         self.max_rows, self._max_tokens = max_rows, max_tokens
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._curve, self._habits = curve, Habits()
@@ -159,33 +165,40 @@ class RunningBatch:
             for running in reading:
                 running.forget()
 
-    def forget_prefixes(self) -> bool:
-        """Gives back what is kept of finished rows; whether there was anything."""
-        return self._prefixes.clear()
-
     def close_open(self) -> None:
         """Sends the rows away that nobody has sealed."""
         for running in self.rows:
             if not running.row.ticket.sealed:
                 running.row.ticket.cancelled = True
 
-    def step(self) -> None:
-        """Runs one forward over what every row has to read."""
-        self._drop_interrupted()
-        parts = self._plan()
-        if not parts:
-            return
-        logits = forward(self._model, [part.segment for part in parts])
-        chosen = _Chosen(parts, logits)
-        for part in parts:
-            self._advance(part, chosen)
-        # Whoever came first this time comes last the next time, where not everybody fits.
-        self.rows = self.rows[1:] + self.rows[:1] if len(self.rows) > len(parts) else self.rows
+    def uses(self, adapter: str) -> bool:
+        return any(running.row.ticket.request.adapter == adapter for running in self.rows)
 
-    def take_out(self, count: int) -> list[Row]:
-        """Sends the last `count` sealed rows away, to start anew later; the others forget what they have read."""
-        self._prefixes.clear()
-        leaving = [running for running in self.rows if running.sealed][-count:] if count else []
+    def forget(self) -> bool:
+        """Gives back what is kept of finished rows; whether there was anything."""
+        return self._prefixes.clear()
+
+    def step(self) -> None:
+        """Runs a forward over what every row has to read, one for each adapter."""
+        self._drop_interrupted()
+        for running in self.rows:
+            running.follow()
+            if not running.memory.length:
+                self._prefixes.share_with(running)
+        adapters = dict.fromkeys(running.adapter for running in self.rows)
+        fed = sum(self._pass(adapter) for adapter in adapters)
+        # Whoever came first this time comes last the next time, where not everybody fits.
+        self.rows = self.rows[1:] + self.rows[:1] if len(self.rows) > fed else self.rows
+
+    def give_way(self) -> list[Row] | None:
+        """Frees memory where a step ran out of it, and returns the rows to start anew later; None: nothing is left to free."""
+        if self.forget():
+            return []
+        sealed = [running for running in self.rows if running.sealed]
+        if len(sealed) < 2:
+            return None
+        self.max_rows = len(sealed) - len(sealed) // 2
+        leaving = sealed[self.max_rows :]
         self.rows = [running for running in self.rows if running not in leaving]
         for running in self.rows:
             running.forget()
@@ -207,32 +220,38 @@ class RunningBatch:
                 running.row.resolve(running.row.broken_off(running.output if running.sealed else ()))
         self.rows = [running for running in self.rows if not running.row.ticket.future.done()]
 
-    def _plan(self) -> list[Part]:
+    def _pass(self, adapter: str | None) -> int:
+        """One forward over the rows of an adapter; returns how many of them took part."""
+        parts = self._plan([running for running in self.rows if running.adapter == adapter])
+        if parts:
+            self._use(adapter)
+            chosen = _Chosen(parts, forward(self._model, [part.segment for part in parts]))
+            for part in parts:
+                self._advance(part, chosen)
+        return len(parts)
+
+    def _plan(self, rows: Sequence[Running]) -> list[Part]:
         parts: list[Part] = []
-        for running in self.rows:
-            running.follow()
-            if not running.memory.length:
-                self._prefixes.share_with(running)
         tokens, logits = TOKENS, max(1, LOGITS // self._vocabulary)
         start = 0
-        for running in self.rows:
+        for running in rows:
             if running.pending and tokens > 0:
-                segment = self._segment(running, tokens, logits)
+                segment = self._segment(running, tokens, logits, beside=len(rows) - 1)
                 parts.append(Part(running, segment, start))
                 tokens -= segment.size
                 logits -= segment.wanted
                 start += segment.wanted
         return parts
 
-    def _segment(self, running: Running, tokens: int, logits: int) -> Segment:
+    def _segment(self, running: Running, tokens: int, logits: int, beside: int) -> Segment:
         pending = running.pending
         if len(pending) > tokens or not running.sealed:
             return Segment(running.memory, pending[:tokens], answered=False)
         scored = running.row.ticket.request.score_draft and running.unscored
         room = TOKENS if scored else min(tokens - len(pending), logits - 1)
-        return Segment(running.memory, pending, self._drafts(running, room))
+        return Segment(running.memory, pending, self._drafts(running, room, beside))
 
-    def _drafts(self, running: Running, room: int) -> Sequence[Sequence[int]]:
+    def _drafts(self, running: Running, room: int, beside: int) -> Sequence[Sequence[int]]:
         request, output = running.row.ticket.request, running.output
         if request.draft is None or not self._eos:
             return ()
@@ -242,7 +261,7 @@ class RunningBatch:
         if not request.score_draft:
             early = EARLY if request.stream and not output else room
             room = min(room, early, request.max_new - len(output) - 1)
-        return drafter.propose(room, beside=len(self.rows) - 1) if room > 0 else ()
+        return drafter.propose(room, beside) if room > 0 else ()
 
     def _at_once(self, running: Running) -> bool:
         """Whether the first forward holds the draft too. It would be for nothing where the verdict is to keep."""
@@ -403,20 +422,21 @@ class _Prefixes:
     """What was read for the last few rows, for prompts that begin in the same way."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, ...], Memory] = OrderedDict()
+        self._kept: OrderedDict[tuple[str | None, tuple[int, ...]], Memory] = OrderedDict()
 
     def remember(self, running: Running) -> None:
-        tokens = tuple(running.tokens[: running.memory.length])
-        self._kept[tokens] = running.memory
-        self._kept.move_to_end(tokens)
+        key = running.adapter, tuple(running.tokens[: running.memory.length])
+        self._kept[key] = running.memory
+        self._kept.move_to_end(key)
         while len(self._kept) > _REMEMBERED:
             self._kept.popitem(last=False)
 
     def share_with(self, running: Running) -> None:
         most = len(running.tokens) - 1
-        common = {tokens: min(_common(tokens, running.tokens), most) for tokens in self._kept}
-        best = max(common, key=lambda tokens: common[tokens], default=())
-        if common.get(best, 0) >= _SHARED:
+        own = [key for key in self._kept if key[0] == running.adapter]
+        common = {key: min(_common(key[1], running.tokens), most) for key in own}
+        best = max(common, key=lambda key: common[key], default=None)
+        if best is not None and common[best] >= _SHARED:
             self._kept.move_to_end(best)
             running.memory.begin_with(self._kept[best], common[best])
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aligner_chain.engines.adapters import Adapters
 from aligner_chain.engines.base import Capabilities, Request, Ticket
-from aligner_chain.engines.loading import load
+from aligner_chain.engines.loading import load, local_folder
 from aligner_chain.engines.queueing import Waiting
 from aligner_chain.errors import CapabilityError, ContextOverflowError, EngineError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from aligner_chain.engines.batching import RunningBatch
     from aligner_chain.engines.drafting import CostCurve
+    from aligner_chain.engines.padded import PaddedBatch
     from aligner_chain.engines.rows import Row
 
 _log = logging.getLogger(__name__)
@@ -63,8 +66,10 @@ class HuggingFaceEngine:
         self._window = _window(model)
         self._max_tokens = max_tokens or _fitting_tokens(model)
         self._waiting = Waiting(max_waiting)
+        self._adapters = Adapters(model)
+        self._chores: list[_Chore] = []
         self._curve = curve
-        self._batch: RunningBatch | None = None
+        self._batch: RunningBatch | PaddedBatch | None = None
         self._changed = threading.Condition()
         self._worker: threading.Thread | None = None
 
@@ -94,6 +99,7 @@ class HuggingFaceEngine:
             choices=True,
             bias=True,
             score_draft=True,
+            adapters=self._adapters.possible(),
             sampling=True,
             deadline=True,
             stream=True,
@@ -110,11 +116,9 @@ class HuggingFaceEngine:
     def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
         """Queues the requests. One that cannot be run fails its own ticket.
 
-        Raises `CapabilityError` for an adapter, `OverloadedError` where too much waits already, and `EngineError` after
+        Raises `CapabilityError` for an adapter that is not there, `OverloadedError` where too much waits already, and `EngineError` after
         `close`.
         """
-        if any(request.adapter is not None for request in requests):
-            raise CapabilityError(_NO_ADAPTERS)
         tickets = [Ticket(request, changed=self._wake) for request in requests]
         self._enqueue([ticket for ticket in tickets if not self._refused(ticket)])
         return tickets
@@ -122,7 +126,7 @@ class HuggingFaceEngine:
     def open(self, request: Request) -> Ticket:
         """A ticket whose prompt still grows: what is known of it is read while the upstream writes on.
 
-        Raises `CapabilityError` on the plain path.
+        Raises `CapabilityError` on the plain path, and for an adapter that is not there.
         """
         if self.plain_reason is not None:
             raise CapabilityError(
@@ -132,9 +136,22 @@ class HuggingFaceEngine:
         self._enqueue([ticket])
         return ticket
 
-    def load(self, adapter: str, path: Path) -> None:
-        """Raises `CapabilityError`: this engine has no adapters to switch between."""
-        raise CapabilityError(_NO_ADAPTERS)
+    def load(self, adapter: str, path: str | Path) -> None:
+        """Makes the PEFT adapter in a folder or behind a hub id available to requests, under a name for good.
+
+        It waits for the step that is running. Rows of different adapters are decoded side by side, in forwards of their own.
+
+        Raises `CapabilityError` for a name that is there already, `CheckpointError` for an adapter that does not fit, and
+        `MissingExtraError` without PEFT.
+        """
+        folder = local_folder(path)
+        self._own(lambda: self._adapters.load(adapter, folder))
+
+    def unload(self, adapter: str) -> None:
+        """Refuses new requests for an adapter, waits for those that run and frees it. Raises `CapabilityError`."""
+        with self._changed:
+            self._adapters.leave(adapter)
+        self._own(lambda: self._remove(adapter), ready=lambda: not self._in_use(adapter))
 
     def close(self) -> None:
         """Finishes what was submitted, refuses new requests and frees the model."""
@@ -146,13 +163,37 @@ class HuggingFaceEngine:
             worker.join()
         self._batch = None
         self.__dict__.pop("model", None)
+        self.__dict__.pop("_adapters", None)
+
+    def _own(self, work: Callable[[], None], ready: Callable[[], bool] = lambda: True) -> None:
+        """Has the thread that owns the model do something, and waits for it."""
+        chore = _Chore(work, ready)
+        with self._changed:
+            self._require_open()
+            self._chores.append(chore)
+        self._wake()
+        chore.done.result()
+
+    def _in_use(self, adapter: str) -> bool:
+        waiting = any(row.ticket.request.adapter == adapter for row in self._waiting.all())
+        return waiting or (self._batch is not None and self._batch.uses(adapter))
+
+    def _remove(self, adapter: str) -> None:
+        self._adapters.remove(adapter)
+        if self._batch is not None:
+            self._batch.forget()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise EngineError("The engine is closed. Make a new one with HuggingFaceEngine.from_pretrained.")
 
     def _enqueue(self, tickets: Sequence[Ticket]) -> None:
         from aligner_chain.engines.rows import Row
 
         with self._changed:
-            if self.closed:
-                raise EngineError("The engine is closed. Make a new one with HuggingFaceEngine.from_pretrained.")
+            self._require_open()
+            for ticket in tickets:
+                self._adapters.require(ticket.request.adapter)
             self._waiting.add([Row(ticket) for ticket in tickets])
         self._wake()
 
@@ -195,36 +236,40 @@ class HuggingFaceEngine:
         import torch
 
         with torch.inference_mode():
-            run = self._run_packed if self.plain_reason is None else self._run_padded
-            while run():
+            while self._run():
                 pass
 
-    # --- the packed path: rows join and leave at every forward ---
-
-    def _run_packed(self) -> bool:
-        """Admits what waits and runs one forward. False: there is nothing to do, and the thread ends."""
+    def _run(self) -> bool:
+        """Admits what waits and runs one step. False: there is nothing to do, and the thread ends."""
         import torch
 
         batch = self._batch = self._batch or self._new_batch()
         with self._changed:
-            something = self._changed.wait_for(lambda: self._waiting or batch.busy or self.closed, timeout=_IDLE_S)
+            something = self._changed.wait_for(
+                lambda: self._waiting or batch.busy or self.closed or any(chore.ready() for chore in self._chores),
+                timeout=_IDLE_S,
+            )
             if self.closed:
                 batch.close_open()
-            if not something or not (self._waiting or batch.rows):
+            chores = [chore for chore in self._chores if chore.ready()]
+            if not something or not (self._waiting or batch.rows or chores):
                 self._worker = None
                 return False
+            self._chores = [chore for chore in self._chores if chore not in chores]
             admitted = self._admit(batch)
+        for chore in chores:
+            chore.do()
         for row in admitted:
             batch.add(row)
         try:
             batch.step()
         except torch.OutOfMemoryError as error:
-            self._halve(batch, error)
+            self._give_way(batch, error)
         except Exception as error:  # noqa: BLE001  (belongs to these rows; the thread serves the next ones)
             batch.fail(_engine_error(error))
         return True
 
-    def _admit(self, batch: RunningBatch) -> list[Row]:
+    def _admit(self, batch: RunningBatch | PaddedBatch) -> list[Row]:
         """The rows that may join: each caller in turn, as many as there is room for."""
         admitted: list[Row] = []
         places, tokens = batch.places, batch.room
@@ -242,25 +287,24 @@ class HuggingFaceEngine:
                 places, tokens = places - row.ticket.sealed, tokens - row.room
         return admitted
 
-    def _halve(self, batch: RunningBatch, error: Exception) -> None:
-        """Goes on with half of the rows; the others start anew when there is room."""
+    def _give_way(self, batch: RunningBatch | PaddedBatch, error: Exception) -> None:
+        """Goes on with fewer rows; the others start anew when there is room."""
         import torch
 
-        if batch.forget_prefixes():
-            torch.cuda.empty_cache()
-            return
-        running = sum(running.sealed for running in batch.rows)
-        if running < 2:
+        rows = batch.give_way()
+        if rows is None:
             batch.fail(_engine_error(error))
             return
-        batch.max_rows = running - running // 2
         with self._changed:
-            self._waiting.put_back(batch.take_out(running // 2))
+            self._waiting.put_back(rows)
         torch.cuda.empty_cache()
 
-    def _new_batch(self) -> RunningBatch:
+    def _new_batch(self) -> RunningBatch | PaddedBatch:
         from aligner_chain.engines.batching import RunningBatch
+        from aligner_chain.engines.padded import PaddedBatch
 
+        if self.plain_reason is not None:
+            return PaddedBatch(self.model, eos=self._eos, max_rows=self.max_batch, use=self._adapters.use)
         return RunningBatch(
             self.model,
             eos=self._eos,
@@ -268,60 +312,25 @@ class HuggingFaceEngine:
             max_rows=self.max_batch,
             max_tokens=self._max_tokens,
             curve=self._curve,
+            use=self._adapters.use,
         )
 
-    # --- the plain path: one padded batch after the other ---
 
-    def _run_padded(self) -> bool:
-        """Decodes the next batch. False: there is nothing to do, and the thread ends."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self.closed, timeout=_IDLE_S)
-            if not self._waiting:
-                self._worker = None
-                return False
-            rows = self._next_padded()
-        self._decode_padded([row for row in rows if row.admitted()])
-        return True
+class _Chore:
+    """What the thread that owns the model does between two steps, once it is `ready`."""
 
-    def _next_padded(self) -> list[Row]:
-        """Of what waits the oldest row and those nearest to it in length."""
-        from aligner_chain.engines.padded import rows_at_once
+    def __init__(self, work: Callable[[], None], ready: Callable[[], bool]) -> None:
+        self.ready, self._work = ready, work
+        self.done: Future[None] = Future()
 
-        waiting = self._waiting.all()
-        oldest = len(waiting[0].ticket.request.prompt)
-        ordered = sorted(waiting, key=lambda row: abs(len(row.ticket.request.prompt) - oldest))
-        batch = ordered[: rows_at_once(ordered[: self.max_batch], self._vocabulary)]
-        self._waiting.remove(batch)
-        return batch
-
-    def _decode_padded(self, rows: Sequence[Row]) -> None:
-        import torch
-
-        from aligner_chain.engines.padded import Decoder
-
+    def do(self) -> None:
         try:
-            if rows:
-                Decoder(self.model, rows, self._eos).run()
-            return
-        except torch.OutOfMemoryError as error:
-            failure: Exception = error
-        except Exception as error:  # noqa: BLE001  (belongs to these rows; the thread serves the next ones)
-            failure = error
-        left = [row for row in rows if not row.ticket.future.done()]
-        if isinstance(failure, torch.OutOfMemoryError) and len(left) > 1:
-            torch.cuda.empty_cache()
-            half = len(left) // 2
-            self._decode_padded(left[:half])
-            self._decode_padded(left[half:])
-            return
-        for row in left:
-            row.ticket.future.set_exception(_engine_error(failure))
+            self._work()
+        except Exception as error:  # noqa: BLE001  (raised where the chore was asked for)
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
 
-
-_NO_ADAPTERS = (
-    "This engine does not switch between adapters. Load a folder with base and adapter as an engine of its own: "
-    "HuggingFaceEngine.from_pretrained(adapter_folder) merges them."
-)
 
 _shared: dict[tuple[str, str | None, str, str], HuggingFaceEngine] = {}
 _shared_lock = threading.Lock()

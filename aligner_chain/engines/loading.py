@@ -34,7 +34,7 @@ def load(path: str | Path, *, revision: str | None, device: str, dtype: str) -> 
     folder = local_folder(path, revision)
     placed = pick_device(device)
     read = _adapted if (folder / ADAPTER).exists() else _plain
-    with _translated(folder):
+    with translated(folder):
         model, tokenizer = read(folder, pick_dtype(dtype, placed))
     return model.to(torch.device(placed)).eval(), tokenizer
 
@@ -51,7 +51,7 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "local") from error
-    with _translated(path):
+    with translated(path):
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
 
 
@@ -95,10 +95,11 @@ def _plain(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Toke
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **_LOCAL)
-    return model, _tokenizer(place)
+    return model, read_tokenizer(place)
 
 
-def _tokenizer(place: str | Path) -> Tokenizer:
+def read_tokenizer(place: str | Path) -> Tokenizer:
+    """The tokenizer in a folder. Raises `CheckpointError` where there is none."""
     from transformers import AutoTokenizer
 
     # Without any of its files transformers may build an empty tokenizer, which turns every text into nothing.
@@ -121,24 +122,31 @@ def _adapted(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokeniz
         from peft import PeftModel
     except ImportError as error:
         raise MissingExtraError("peft", "train") from error
-    if not (folder / "adapter_model.safetensors").exists():
-        raise CheckpointError(
-            f"{folder} holds {ADAPTER} but no adapter_model.safetensors; other formats can run code and are not read. "
-            "Save the adapter anew with PEFT's save_pretrained (safe_serialization is its default)."
-        )
+    adapter_weights(folder)
     base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
     # The caller named the adapter and not its base, so the base is not downloaded: it must be here already.
     model, tokenizer = _plain(Path(base) if Path(base).is_dir() else base, dtype)
     if has_tokenizer(folder):
-        tokenizer = _tokenizer(folder)
+        tokenizer = read_tokenizer(folder)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     merged: PreTrainedModel = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     return merged, tokenizer
 
 
+def adapter_weights(folder: Path) -> Path:
+    """The file of an adapter's weights. Raises `CheckpointError` where there is none that can be read without danger."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists():
+        raise CheckpointError(
+            f"{folder} holds {ADAPTER} but no {weights.name}; other formats can run code and are not read. "
+            "Save the adapter anew with PEFT's save_pretrained (safe_serialization is its default)."
+        )
+    return weights
+
+
 @contextmanager
-def _translated(place: str | Path) -> Iterator[None]:
+def translated(place: str | Path) -> Iterator[None]:
     """Turns what loading raises into a `CheckpointError` with the ways out."""
     from safetensors import SafetensorError
 

@@ -6,8 +6,9 @@ Each row leaves when it is finished. Shapes: B rows still decoding, P columns of
 from __future__ import annotations
 
 import inspect
+import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _SCORED = 2**28
 """Most logits of one scoring forward: rows x draft tokens x vocabulary."""
+_HELD = 4
+"""Batches of rows that are held, to choose those of like length from."""
 
 
 def rows_at_once(rows: Sequence[Row], vocabulary: int) -> int:
@@ -34,6 +37,94 @@ def scored(row: Row) -> tuple[int, ...]:
     """The draft behind its lead, where its log-probabilities are wanted."""
     request = row.ticket.request
     return (*request.draft.lead, *request.draft.ids) if request.draft is not None and request.score_draft else ()
+
+
+class PaddedBatch:
+    """Rows that are decoded in padded batches, one after the other: `RunningBatch` for models that it does not fit.
+
+    Some more rows than decode together are held, so that those of like length do.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, eos: frozenset[int], max_rows: int, use: Callable[[str | None], None]
+    ) -> None:
+        self._model, self._eos, self._use = model, eos, use
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.max_rows = self._most = max_rows
+        self.rows: list[Row] = []
+        self._decoding: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.rows)
+
+    @property
+    def places(self) -> int:
+        """How many more rows are held."""
+        return _HELD * self.max_rows - len(self.rows)
+
+    @property
+    def room(self) -> float:
+        """Memory is made for each batch anew."""
+        return math.inf
+
+    def make_room(self, tokens: int) -> None:
+        """There always is room."""
+
+    def uses(self, adapter: str) -> bool:
+        return any(row.ticket.request.adapter == adapter for row in self.rows)
+
+    def forget(self) -> bool:
+        """Nothing is kept of finished rows."""
+        return False
+
+    def close_open(self) -> None:
+        """No row is open on this path."""
+
+    def step(self) -> None:
+        """Decodes the oldest row, and those nearest to it in length, to the end."""
+        self._drop_interrupted()
+        if not self.rows:
+            return
+        adapter, oldest = self.rows[0].ticket.request.adapter, len(self.rows[0].ticket.request.prompt)
+        ordered = sorted(
+            (row for row in self.rows if row.ticket.request.adapter == adapter),
+            key=lambda row: abs(len(row.ticket.request.prompt) - oldest),
+        )
+        self._decoding = ordered[: rows_at_once(ordered[: self._most], self._vocabulary)]
+        self._use(adapter)
+        Decoder(self._model, self._decoding, self._eos).run()
+        self._leave()
+        self._most = min(2 * self._most, self.max_rows)
+
+    def give_way(self) -> list[Row] | None:
+        """Has fewer rows decode together where a step ran out of memory; None: it was a single one."""
+        self._leave()
+        if len(self._decoding) < 2:
+            return None
+        self._most = len(self._decoding) // 2
+        return []
+
+    def fail(self, error: Exception) -> None:
+        """Gives the rows that were decoded the error."""
+        for row in self._decoding:
+            if not row.ticket.future.done():
+                row.ticket.future.set_exception(error)
+        self._leave()
+
+    def _drop_interrupted(self) -> None:
+        now = time.monotonic()
+        for row in self.rows:
+            if row.interrupted(now):
+                row.resolve(row.broken_off(()))
+        self._leave()
+
+    def _leave(self) -> None:
+        self.rows = [row for row in self.rows if not row.ticket.future.done()]
+        self._decoding = [row for row in self._decoding if not row.ticket.future.done()]
 
 
 class Decoder:

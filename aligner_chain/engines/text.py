@@ -48,6 +48,10 @@ class TextEngine(ABC):
         """Raises `CapabilityError`: there is no model here to put an adapter on."""
         raise CapabilityError("This engine has no adapters. Load one with HuggingFaceEngine.from_pretrained.")
 
+    def unload(self, adapter: str) -> None:
+        """Raises `CapabilityError`, as `load` does."""
+        raise CapabilityError("This engine has no adapters.")
+
     def close(self) -> None:
         """Finishes what was submitted and refuses new requests."""
         self.closed = True

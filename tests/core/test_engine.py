@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 from aligner_chain.engines import huggingface
 from aligner_chain.engines.base import Draft, Generation, Request, Sampling
 from aligner_chain.engines.huggingface import HuggingFaceEngine
-from aligner_chain.errors import CapabilityError, ContextOverflowError, EngineError
+from aligner_chain.errors import ContextOverflowError, EngineError
 
 NEW = 24
 
@@ -435,15 +435,6 @@ def test_what_cannot_be_run_fails_alone(tokenizer: Any, tiny_llama: Any) -> None
     assert [type(error) for error in errors] == [ContextOverflowError, EngineError, EngineError, EngineError]
     assert "257 tokens" in str(errors[0])
     assert "resize_token_embeddings" in str(errors[1])
-
-
-def test_there_are_no_adapters_here(tokenizer: Any, tiny_llama: Any, tmp_path: Any) -> None:
-    with engine_of(tiny_llama(tokenizer), tokenizer) as engine:
-        assert not engine.capabilities.adapters
-        with pytest.raises(CapabilityError, match="from_pretrained"):
-            engine.submit([Request(key="", prompt=(1,), max_new=1, adapter="a@1")])
-        with pytest.raises(CapabilityError, match="from_pretrained"):
-            engine.load("a@1", tmp_path)
 
 
 def test_close_finishes_what_runs_refuses_what_comes_and_frees_the_model(tokenizer: Any, tiny_llama: Any) -> None:
