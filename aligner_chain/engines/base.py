@@ -27,6 +27,7 @@ class Capabilities:
     bias: bool = False
     score_draft: bool = False
     adapters: bool = False
+    stop: bool = False
     sampling: bool = False
     deadline: bool = False
     stream: bool = False
@@ -62,7 +63,7 @@ class Request:
     `key` seeds sampling noise, so that a row's text does not depend on its neighbours. `max_new=0` scores only.
     `choices` are token ids whose log-probabilities at the first position are wanted; `bias` (nats) is added to
     logits at the first position. `adapter` is an immutable name, pinned when the request is admitted.
-    `deadline_s` is counted from submission. With `stream` the ticket tells of each token as it comes.
+    `stop` are texts that end the output as soon as it holds one of them. `deadline_s` is counted from submission. With `stream` the ticket tells of each token as it comes.
     """
 
     key: str
@@ -74,6 +75,7 @@ class Request:
     bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     adapter: str | None = None
     deadline_s: float | None = None
     stream: bool = False
@@ -84,6 +86,8 @@ class Request:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
     """What came of a request. `ids` excludes the token that ended it; `text` is for engines without tokens.
+
+    Where a text of `stop` ended it, `ids` hold that text, and perhaps what its last token says besides.
 
     `choice_logprobs` are of the unbiased distribution at the first position. `draft_logprobs` has one value per token
     of the draft: its log-probability behind the prompt and all of the draft before it with `score_draft`, else behind

@@ -295,11 +295,11 @@ class RunningBatch:
         running.advance(tokens)
         if not before and request.choices:
             self._kept += _KEEP_WEIGHT * ((tokens[:1] == list(request.stop_ids[:1])) - self._kept)
-        self._finish(running)
+        self._finish(running, new=len(tokens))
 
-    def _finish(self, running: Running) -> None:
+    def _finish(self, running: Running, new: int) -> None:
         row, output = running.row, running.output
-        generation = row.ended(output, self._eos)
+        generation = row.ended(output, self._eos, new)
         if row.ticket.request.stream:
             # A row that had to start again has told its beginning already.
             told = generation.ids if generation is not None else output

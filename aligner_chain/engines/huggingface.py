@@ -99,7 +99,8 @@ class HuggingFaceEngine:
             choices=True,
             bias=True,
             score_draft=True,
-            adapters=self._adapters.possible(),
+            adapters=Adapters.possible(),
+            stop=True,
             sampling=True,
             deadline=True,
             stream=True,
@@ -194,8 +195,11 @@ class HuggingFaceEngine:
             self._require_open()
             for ticket in tickets:
                 self._adapters.require(ticket.request.adapter)
-            self._waiting.add([Row(ticket) for ticket in tickets])
+            self._waiting.add([Row(ticket, self._text) for ticket in tickets])
         self._wake()
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _wake(self) -> None:
         """Tells the worker that something changed, and starts it if it has gone home."""

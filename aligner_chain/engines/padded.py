@@ -223,11 +223,13 @@ class Decoder:
         """Finishes the rows that ended or were interrupted, and returns the indices of the others."""
         flags, now = ended.tolist(), time.monotonic()  # the one wait for the device in a step
         for index, row in enumerate(self._rows):
-            if row is not None and (flags[index] or row.interrupted(now)):
-                self._rows[index] = None
-                row.cost.forwards = max(1, step)
+            if row is not None and (flags[index] or row.ticket.request.stop or row.interrupted(now)):
                 ids = self._out[index, :step].tolist()
-                row.resolve((row.ended(ids, self._eos) if flags[index] else None) or row.broken_off(ids))
+                row.cost.forwards = max(1, step)
+                generation = row.ended(ids, self._eos) or (row.broken_off(ids) if row.interrupted(now) else None)
+                if generation is not None:
+                    self._rows[index] = None
+                    row.resolve(generation)
         return [index for index, row in enumerate(self._rows) if row is not None]
 
     def _keep_only(self, alive: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,22 @@ class Cost:
 
 
 class Row:
-    """A ticket that is being served. `deadline` is a time of `time.monotonic()`."""
+    """A ticket that is being served. `deadline` is a time of `time.monotonic()`; `decode` gives the text of tokens."""
 
-    __slots__ = ("_started", "born", "choice_logprobs", "cost", "deadline", "draft_logprobs", "ticket", "uniforms")
+    __slots__ = (
+        "_decode",
+        "_started",
+        "born",
+        "choice_logprobs",
+        "cost",
+        "deadline",
+        "draft_logprobs",
+        "ticket",
+        "uniforms",
+    )
 
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket = ticket
+    def __init__(self, ticket: Ticket, decode: Callable[[Sequence[int]], str] = str) -> None:
+        self.ticket, self._decode = ticket, decode
         self.cost = Cost()
         draft = ticket.request.draft
         self.draft_logprobs: tuple[float, ...] | None = () if draft is not None and not draft.ids else None
@@ -84,14 +94,26 @@ class Row:
             ),
         )
 
-    def ended(self, ids: Sequence[int], eos: Collection[int]) -> Generation | None:
-        """The generation, if `ids` are all of its output: ended by EOS, by a stop id or by its limit."""
+    def ended(self, ids: Sequence[int], eos: Collection[int], new: int = 1) -> Generation | None:
+        """The generation, if the output has ended within its `new` last tokens: by EOS, a stop, or its limit."""
         request = self.ticket.request
+        stopped = self._stopped(ids, new) if request.stop else 0
+        if stopped:
+            return self.generation(ids[:stopped], "stop")
         if ids and ids[-1] in eos:
             return self.generation(ids[:-1], "eos")
         if ids and ids[-1] in request.stop_ids:
             return self.generation(ids[:-1], "stop")
         return self.generation(ids, "length") if len(ids) >= request.max_new else None
+
+    def _stopped(self, ids: Sequence[int], new: int) -> int:
+        """How many of `ids` there are where the first text to stop at is complete; 0: nowhere."""
+        wanted = [one for one in self.ticket.request.stop if one]
+        # A character is no more than four tokens, in any vocabulary that spells it out in bytes.
+        reach = 4 * max(map(len, wanted), default=0)
+        ends = range(len(ids) - new + 1, len(ids) + 1) if wanted else ()
+        texts = ((end, self._decode(ids[max(0, end - reach) : end])) for end in ends)
+        return next((end for end, text in texts if any(one in text for one in wanted)), 0)
 
     def broken_off(self, ids: Sequence[int]) -> Generation:
         """The generation of a row that was interrupted."""

@@ -96,6 +96,7 @@ def _require_text_only(request: Request) -> None:
         "bias": request.bias,
         "score_draft": request.score_draft,
         "adapter": request.adapter is not None,
+        "stop": request.stop,
         "sampling": request.sampling.temperature > 0,
         "deadline_s": request.deadline_s is not None,
         "stream": request.stream,

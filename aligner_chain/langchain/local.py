@@ -116,7 +116,7 @@ class LocalChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._submit(messages, kwargs)
+        call = self._submit(messages, stop, kwargs)
         return _result(call, call.ticket.result(), stop or ())
 
     async def _agenerate(
@@ -126,14 +126,14 @@ class LocalChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = await run_in_executor(None, self._submit, messages, kwargs)  # It may have to load the weights.
+        call = await run_in_executor(None, self._submit, messages, stop, kwargs)  # It may have to load the weights.
         try:
             return _result(call, await asyncio.wrap_future(call.ticket.future), stop or ())
         except asyncio.CancelledError:
             call.ticket.cancel()
             raise
 
-    def _submit(self, messages: Sequence[BaseMessage], settings: Mapping[str, Any]) -> _Call:
+    def _submit(self, messages: Sequence[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]) -> _Call:
         from aligner_chain.engines.huggingface import shared_engine
         from aligner_chain.templates import chat_request
 
@@ -146,7 +146,11 @@ class LocalChatModel(BaseChatModel):
             engine.tokenizer, turns_of(messages), sampling=sampling, max_new=chosen["max_new_tokens"]
         )
         room = _room(len(request.prompt), request.max_new, engine.capabilities.window)
-        return _Call(engine=engine, ticket=engine.submit([replace(request, max_new=room)])[0], identity=identity)
+        return _Call(
+            engine=engine,
+            ticket=engine.submit([replace(request, max_new=room, stop=tuple(stop or ()))])[0],
+            identity=identity,
+        )
 
     def _target(self) -> tuple[str, str]:
         """The folder or hub id to run, and its identity."""

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -467,3 +468,30 @@ def test_an_engine_nobody_holds_is_freed(tokenizer: Any, tiny_llama: Any, monkey
             thread.join(30)
     gc.collect()
     assert reference() is None
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("drafted", [True, False])
+def test_a_text_ends_the_output_as_soon_as_it_stands_there(
+    tokenizer: Any, tiny_llama: Any, packed: bool, drafted: bool
+) -> None:
+    with engine_of(tiny_llama(tokenizer), tokenizer, packed=packed) as engine:
+        whole = run(engine, requests(12))
+        asked, expected = [], []
+        for request, free in zip(requests(12), whole, strict=True):
+            text = tokenizer.decode(free.ids, skip_special_tokens=True)
+            stop = text[9:12]
+            # The slow obvious way: the text of ever more tokens, until the stop is in it.
+            counts = (n for n in range(len(free.ids) + 1) if stop in tokenizer.decode(free.ids[:n]))
+            expected.append(next(counts))
+            draft = draft_of(*free.ids) if drafted else None
+            asked.append(replace(request, stop=("never written", stop, ""), draft=draft))
+        stopped = run(engine, asked)
+    assert [len(one.ids) for one in stopped] == expected
+    assert [one.ids for one in stopped] == [one.ids[:n] for one, n in zip(whole, expected, strict=True)]
+    assert {one.finish for one in stopped} == {"stop"}
+
+
+def test_a_stop_of_no_characters_ends_nothing(tokenizer: Any, tiny_llama: Any) -> None:
+    with engine_of(tiny_llama(tokenizer), tokenizer) as engine:
+        assert run(engine, requests(2, stop=("",)))[1].ids == run(engine, requests(2))[1].ids
