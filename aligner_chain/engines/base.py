@@ -61,6 +61,7 @@ class Request:
     """One thing to decode.
 
     `key` seeds sampling noise, so that a row's text does not depend on its neighbours. `max_new=0` scores only.
+    With `score_draft`, a draft none of whose tokens is less likely than `approve` (nats) is the output, and nothing is decoded.
     `choices` are token ids whose log-probabilities at the first position are wanted; `bias` (nats) is added to
     logits at the first position. `adapter` is an immutable name, pinned when the request is admitted.
     `stop` are texts that end the output as soon as it holds one of them. `deadline_s` is counted from submission. With `stream` the ticket tells of each token as it comes.
@@ -71,6 +72,7 @@ class Request:
     max_new: int = 0
     draft: Draft | None = None
     score_draft: bool = False
+    approve: float | None = None
     choices: tuple[int, ...] = ()
     bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     sampling: Sampling = field(default_factory=Sampling)

@@ -22,6 +22,8 @@ from aligner_chain.engines.rows import Row, drawn, wide
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from aligner_chain.engines.base import Generation
+
 TOKENS = 2048
 """Most tokens of one forward; a longer prompt is read in parts, so that the others are not held up."""
 LOGITS = 2**26
@@ -285,6 +287,9 @@ class RunningBatch:
         if not segment.answered:
             return
         chosen.note(part)
+        if (approval := row.approval()) is not None:
+            self._leave(running, approval)
+            return
         request, before = row.ticket.request, running.output
         left = request.max_new - len(before)
         tokens, source = _accepted(segment.branches, chosen.tokens(part), {*self._eos, *request.stop_ids}, left)
@@ -304,11 +309,13 @@ class RunningBatch:
             # A row that had to start again has told its beginning already.
             told = generation.ids if generation is not None else output
             row.ticket.push(told[len(row.ticket.ids) :])
-        if generation is None:
-            return
+        if generation is not None:
+            self._leave(running, generation)
+
+    def _leave(self, running: Running, generation: Generation) -> None:
         self.rows.remove(running)
         self._prefixes.remember(running)
-        row.resolve(generation)
+        running.row.resolve(generation)
 
 
 class _Chosen:

@@ -20,6 +20,8 @@ from aligner_chain.engines.rows import Row, drawn, wide
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from aligner_chain.engines.base import Generation
+
 
 _SCORED = 2**28
 """Most logits of one scoring forward: rows x draft tokens x vocabulary."""
@@ -221,16 +223,22 @@ class Decoder:
 
     def _leave(self, ended: torch.Tensor, step: int) -> list[int]:
         """Finishes the rows that ended or were interrupted, and returns the indices of the others."""
-        flags, now = ended.tolist(), time.monotonic()  # the one wait for the device in a step
+        flags = ended.tolist()  # the one wait for the device in a step
         for index, row in enumerate(self._rows):
-            if row is not None and (flags[index] or row.ticket.request.stop or row.interrupted(now)):
-                ids = self._out[index, :step].tolist()
-                row.cost.forwards = max(1, step)
-                generation = row.ended(ids, self._eos) or (row.broken_off(ids) if row.interrupted(now) else None)
-                if generation is not None:
-                    self._rows[index] = None
-                    row.resolve(generation)
+            generation = None if row is None else self._outcome(index, row, step, ended=flags[index])
+            if row is not None and generation is not None:
+                self._rows[index] = None
+                row.resolve(generation)
         return [index for index, row in enumerate(self._rows) if row is not None]
+
+    def _outcome(self, index: int, row: Row, step: int, *, ended: bool) -> Generation | None:
+        row.cost.forwards = max(1, step)
+        interrupted = row.interrupted(time.monotonic())
+        if not (ended or interrupted or row.ticket.request.stop or step == 0):
+            return None
+        ids = self._out[index, :step].tolist()
+        done = (row.approval() if step == 0 else None) or row.ended(ids, self._eos)
+        return done or (row.broken_off(ids) if interrupted else None)
 
     def _keep_only(self, alive: Sequence[int]) -> None:
         self._rows = [self._rows[index] for index in alive]

@@ -94,6 +94,13 @@ class Row:
             ),
         )
 
+    def approval(self) -> Generation | None:
+        """The draft as it is, if each of its tokens turned out likely enough."""
+        draft, least, scores = self.ticket.request.draft, self.ticket.request.approve, self.draft_logprobs
+        if draft is None or least is None or scores is None or not all(score >= least for score in scores):
+            return None
+        return self.generation((*draft.lead, *draft.ids), "eos")
+
     def ended(self, ids: Sequence[int], eos: Collection[int], new: int = 1) -> Generation | None:
         """The generation, if the output has ended within its `new` last tokens: by EOS, a stop, or its limit."""
         request = self.ticket.request

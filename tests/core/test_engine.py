@@ -495,3 +495,19 @@ def test_a_text_ends_the_output_as_soon_as_it_stands_there(
 def test_a_stop_of_no_characters_ends_nothing(tokenizer: Any, tiny_llama: Any) -> None:
     with engine_of(tiny_llama(tokenizer), tokenizer) as engine:
         assert run(engine, requests(2, stop=("",)))[1].ids == run(engine, requests(2))[1].ids
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_draft_that_is_likely_enough_is_the_output(tokenizer: Any, tiny_llama: Any, packed: bool) -> None:
+    """None of the drafts is what the model would write; whether they stand depends on the least likely token alone."""
+    drafts = [draft_of(*range(number, 20 + number)) for number in range(6)]
+    asked = [replace(one, draft=draft) for one, draft in zip(requests(6, score_draft=True), drafts, strict=True)]
+    with engine_of(tiny_llama(tokenizer), tokenizer, packed=packed) as engine:
+        plain = run(engine, asked)
+        least = [min(one.draft_logprobs or ()) for one in plain]
+        above = run(engine, [replace(one, approve=score - 1e-6) for one, score in zip(asked, least, strict=True)])
+        below = run(engine, [replace(one, approve=score + 1e-6) for one, score in zip(asked, least, strict=True)])
+    assert [one.ids for one in above] == [draft.ids for draft in drafts]
+    assert {(one.approved, one.finish, one.usage.forwards) for one in above} == {(True, "eos", 1)}
+    assert [one.ids for one in below] == [one.ids for one in plain]
+    assert all(not one.approved for one in below)
