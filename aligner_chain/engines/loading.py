@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,35 @@ def load(path: str | Path, *, revision: str | None, device: str, dtype: str) -> 
 
     Raises `CheckpointError` for a folder that is missing, broken or incomplete, and `MissingExtraError`.
     """
+    require_local()
+    folder = local_folder(path, revision)
+    return _placed(folder, _adapted if (folder / ADAPTER).exists() else _plain, device, dtype)
+
+
+def load_classifier(
+    path: str | Path, *, revision: str | None, device: str, dtype: str
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """The same for a sequence classifier. A model without a trained head for one is refused with `CheckpointError`."""
+    require_local()
+    return _placed(local_folder(path, revision), _classifier, device, dtype)
+
+
+def require_local() -> None:
+    """Raises `MissingExtraError` where a package of the extra `local` is not installed."""
     try:
-        import torch
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(error.name or "transformers", "local") from error
-    folder = local_folder(path, revision)
+
+
+def _placed(
+    folder: Path, read: Callable[[Path, torch.dtype], tuple[PreTrainedModel, Tokenizer]], device: str, dtype: str
+) -> tuple[PreTrainedModel, Tokenizer]:
+    import torch
+
     placed = pick_device(device)
-    read = _adapted if (folder / ADAPTER).exists() else _plain
     with translated(folder):
         model, tokenizer = read(folder, pick_dtype(dtype, placed))
     return model.to(torch.device(placed)).eval(), tokenizer
@@ -96,6 +117,21 @@ def _plain(place: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Toke
 
     model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **_LOCAL)
     return model, read_tokenizer(place)
+
+
+def _classifier(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
+    from transformers import AutoModelForSequenceClassification
+
+    model, found = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
+    )
+    # transformers draws at random what a folder lacks, and a random head gives scores that look like any others.
+    if lacking := sorted(found["missing_keys"]):
+        raise CheckpointError(
+            f"{folder} is no trained sequence classifier: it lacks {', '.join(lacking[:3])}. Ways out: name a model that "
+            "was trained for AutoModelForSequenceClassification, or train its head first."
+        )
+    return model, read_tokenizer(folder)
 
 
 def read_tokenizer(place: str | Path) -> Tokenizer:

@@ -122,6 +122,14 @@ def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return plain_text(tokenizer).encode(text)
 
 
+def framing_twin(tokenizer: Tokenizer) -> Backend:
+    """A new backend that puts a text, or a pair of them, between the tokenizer's own special tokens; no text spells one.
+
+    Truncation and padding are off and may be set on it. Raises `TemplateError` as `encode` does.
+    """
+    return _without_control(_full_spec(tokenizer), {name for name in plain_text(tokenizer).added if not name.isspace()})
+
+
 def unused_character(texts: Iterable[str]) -> str:
     """A character of the private-use plane that occurs in none of the texts."""
     used = set().union(*texts)
@@ -129,6 +137,10 @@ def unused_character(texts: Iterable[str]) -> str:
 
 
 def _backend_spec(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {**_full_spec(tokenizer), "post_processor": None}
+
+
+def _full_spec(tokenizer: Tokenizer) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TemplateError(
@@ -136,7 +148,7 @@ def _backend_spec(tokenizer: Tokenizer) -> dict[str, Any]:
             "control tokens. Load it with transformers.AutoTokenizer, or save a tokenizer.json beside the model."
         )
     spec: dict[str, Any] = json.loads(backend.to_str())
-    return {**spec, "post_processor": None, "truncation": None, "padding": None}
+    return {**spec, "truncation": None, "padding": None}
 
 
 def _without_control(spec: dict[str, Any], names: set[str]) -> Backend:
