@@ -196,19 +196,9 @@ def _corrections(examples: Sequence[Correction]) -> str:
 def _example(correction: Correction) -> str:
     return (
         f'<article class="example">\n<p class="question">{escape(correction.exchange.question)}</p>\n'
-        f"<p>{_diff(correction)}</p>\n"
+        f"<p>{correction.diff('html')}</p>\n"
         f'<p class="why">{escape(correction.explain())}</p>\n</article>\n'
     )
-
-
-def _diff(correction: Correction) -> str:
-    answer, parts, position = correction.exchange.answer, [], 0
-    for edit in correction.edits:
-        parts.append(escape(answer[position : edit.start]))
-        parts.append(f"<del>{escape(edit.before)}</del>" if edit.before else "")
-        parts.append(f"<ins>{escape(edit.after)}</ins>" if edit.after else "")
-        position = edit.end
-    return "".join([*parts, escape(answer[position:])])
 
 
 def _criteria(rounds: Sequence[Figures]) -> str:

@@ -190,7 +190,7 @@ def test_a_diff_marks_what_went_and_what_came() -> None:
 
 def test_an_unchanged_answer_is_shown_without_marks() -> None:
     html = render(FIGURES, examples=[a_correction("Fine as it is.", "Fine as it is.")])
-    assert "<p>Fine as it is.</p>" in html
+    assert ">Fine as it is.</span></p>" in html
 
 
 @pytest.mark.parametrize(
