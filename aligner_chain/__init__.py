@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aligner_chain.aligner import Aligner
+    from aligner_chain.checks import Checks
     from aligner_chain.errors import (
         AlignerError,
         AlignerNotConfiguredError,
@@ -27,19 +28,23 @@ if TYPE_CHECKING:
         DelimiterError,
         EngineError,
         IncompleteCorrectionError,
+        InspectionError,
         MissingExtraError,
         OverloadedError,
         PromptNotFoundError,
         TemplateError,
         UnreadableCorrectionError,
     )
-    from aligner_chain.exchange import Correction, Edit, Exchange, TokenScore, Turn, Usage
+    from aligner_chain.exchange import Correction, Edit, Exchange, Finding, TokenScore, Turn, Usage
+    from aligner_chain.policy import Policy
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "aligner_chain.aligner": ("Aligner",),
-    "aligner_chain.exchange": ("Correction", "Edit", "Exchange", "TokenScore", "Turn", "Usage"),
+    "aligner_chain.checks": ("Checks",),
+    "aligner_chain.exchange": ("Correction", "Edit", "Exchange", "Finding", "TokenScore", "Turn", "Usage"),
+    "aligner_chain.policy": ("Policy",),
     "aligner_chain.errors": (
         "AlignerError",
         "AlignerNotConfiguredError",
@@ -52,6 +57,7 @@ _EXPORTS = {
         "DelimiterError",
         "EngineError",
         "IncompleteCorrectionError",
+        "InspectionError",
         "MissingExtraError",
         "OverloadedError",
         "PromptNotFoundError",
@@ -67,6 +73,7 @@ __all__ = [
     "AlignerNotConfiguredError",
     "CapabilityError",
     "CheckpointError",
+    "Checks",
     "ConfigurationError",
     "ContextOverflowError",
     "Correction",
@@ -76,9 +83,12 @@ __all__ = [
     "Edit",
     "EngineError",
     "Exchange",
+    "Finding",
     "IncompleteCorrectionError",
+    "InspectionError",
     "MissingExtraError",
     "OverloadedError",
+    "Policy",
     "PromptNotFoundError",
     "TemplateError",
     "TokenScore",

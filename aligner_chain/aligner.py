@@ -6,46 +6,40 @@ A batch is the primitive; one exchange is a batch of one.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import wait
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from aligner_chain import decisions
+from aligner_chain.assembly import Asked, Assembly, Job
 from aligner_chain.checkpoint import FILE as ALIGNER_FILE
 from aligner_chain.checkpoint import AlignerMetadata, read_metadata
-from aligner_chain.engines.base import Engine, Generation, Request, Ticket
-from aligner_chain.errors import (
-    AlignerError,
-    CapabilityError,
-    CheckpointError,
-    ConfigurationError,
-    CorrectionError,
-    CorrectionTimeoutError,
-    EngineError,
-    IncompleteCorrectionError,
-    PromptNotFoundError,
-    TemplateError,
-)
-from aligner_chain.exchange import Correction, Exchange, TokenScore, Turn, edits_between, uuid7
+from aligner_chain.engines.base import Engine, Request, Ticket
+from aligner_chain.errors import CapabilityError, CheckpointError, ConfigurationError, EngineError, TemplateError
+from aligner_chain.exchange import Correction, Exchange, Turn
+from aligner_chain.policy import Inspection, Policy
 from aligner_chain.session import Reading, Session
 from aligner_chain.streaming import Pieces, awoken, woken
 from aligner_chain.telemetry import spans
-from aligner_chain.templates import CorrectionTemplate, Parsed, Rendered, get_template
+from aligner_chain.templates import CorrectionTemplate, get_template
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from llama_index.core.llms import LLM
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+_T = TypeVar("_T")
+
 
 class Aligner:
     """Corrects answers. Make one with `from_pretrained`, `from_chat_model` or `scripted`; it may be shared by threads.
 
     `metadata` names it; `identity` is `name@version`. With an engine of tokens, `template` and `tokenizer` are needed.
-    `adapter` names one that the engine has loaded.
+    `adapter` names one that the engine has loaded; `policy` says what is served, by default every correction that damages
+    nothing by the checks of `aligner_chain.checks`.
     """
 
     def __init__(
@@ -56,6 +50,7 @@ class Aligner:
         template: CorrectionTemplate | None = None,
         tokenizer: Tokenizer | None = None,
         adapter: str | None = None,
+        policy: Policy | None = None,
     ) -> None:
         if engine.capabilities.tokens and (template is None or tokenizer is None):
             raise ConfigurationError(
@@ -66,7 +61,8 @@ class Aligner:
             template.check(tokenizer)
         self.engine, self.metadata, self.template, self.tokenizer = engine, metadata, template, tokenizer
         self._adapter = adapter
-        self._caution = _caution(metadata)
+        self._assembly = Assembly(metadata, engine.capabilities, template, tokenizer)
+        self.policy = (policy or Policy()).allowing(metadata.may_delete)
         self._submit: Callable[[Sequence[Request]], Sequence[Ticket]] = engine.submit
 
     @classmethod
@@ -77,6 +73,7 @@ class Aligner:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        policy: Policy | None = None,
     ) -> Aligner:
         """Loads an Aligner from a model folder or a hub id.
 
@@ -94,7 +91,7 @@ class Aligner:
         if template is None and metadata.template_text not in ("", chosen.text):
             raise _other_text(folder, metadata)
         engine = HuggingFaceEngine.from_pretrained(folder, device=device, dtype=dtype)
-        return cls(engine, metadata=metadata, template=chosen, tokenizer=engine.tokenizer)
+        return cls(engine, metadata=metadata, template=chosen, tokenizer=engine.tokenizer, policy=policy)
 
     @classmethod
     def from_chat_model(cls, chat_model: BaseChatModel | LLM) -> Aligner:
@@ -137,7 +134,14 @@ class Aligner:
             template=self.template,
             tokenizer=self.tokenizer,
             adapter=metadata.identity,
+            policy=self.policy,
         )
+
+    def under(self, policy: Policy) -> Aligner:
+        """The same Aligner under another policy. It shares model and engine, and closing one closes both."""
+        other = copy(self)
+        other.policy = policy.allowing(self.metadata.may_delete)
+        return other
 
     def __deepcopy__(self, memo: object) -> Aligner:
         return self  # One model in memory, however often a framework copies what holds it.
@@ -159,27 +163,32 @@ class Aligner:
 
         Args:
             exchanges: What was asked and answered. An empty answer is skipped.
-            criteria: What to judge by, in the Aligner's own words; None: what it was trained for.
-            strength: Nats by which KEEP is made less likely (negative: more). None or 0: KEEP is believed from the
-                probability on that `thresholds["keep"]` of aligner.json names, or 0.5.
+            criteria: What to judge by, in the Aligner's own words; None: what the policy says, else what it was trained for.
+            strength: The score of an answer below which it is corrected, from 0 (every answer stays as it is) to 1 (each is
+                corrected). The score is the probability of the verdict KEEP, or without a verdict that of the least
+                likely token of the answer unchanged. None: what the policy says, else what was
+                calibrated (`aligner.json`), else the verdict as it is written.
             timeout: Seconds for all of them together; None: without end. What is not finished then has failed.
 
         What goes wrong with one answer does not raise: its correction has the outcome "failed", the `error`, and the
         original as its text.
 
         Raises:
-            CapabilityError: The Aligner has no place for criteria, or no verdict to bias.
+            CapabilityError: The Aligner has no place for criteria, or gives no score that a strength could stand for.
+            ConfigurationError: `strength` is not between 0 and 1.
         """
         with spans(self.identity, exchanges) as observed:
-            jobs, tickets = self._start(exchanges, criteria, strength, timeout)
+            inspections = self.policy.inspect(exchanges, self.metadata)
+            jobs, tickets = self._start(exchanges, inspections, self._asked(criteria, strength, timeout))
             try:
                 running = [ticket.future for ticket in tickets if not ticket.future.done()]
                 if running:
                     wait(running, timeout=timeout)
             finally:
                 _cancel(tickets)
-            corrections = [self._finish(job) for job in jobs]
+            corrections = self.policy.serve(self._finished(jobs, inspections))
             observed.end(corrections)
+            decisions.tell(corrections, self.metadata.criteria, self.policy.criteria, criteria)
         return corrections
 
     async def acorrect(
@@ -192,7 +201,8 @@ class Aligner:
     ) -> list[Correction]:
         """`correct` without blocking the event loop; cancelling the task cancels what is being decoded."""
         with spans(self.identity, exchanges) as observed:
-            jobs, tickets = self._start(exchanges, criteria, strength, timeout)
+            inspections = await self._aside(self.policy.inspect, exchanges, self.metadata)
+            jobs, tickets = self._start(exchanges, inspections, self._asked(criteria, strength, timeout))
             try:
                 async with asyncio.timeout(timeout):
                     await asyncio.gather(
@@ -202,8 +212,9 @@ class Aligner:
                 pass  # told apart for each job by `_finish`
             finally:
                 _cancel(tickets)
-            corrections = [self._finish(job) for job in jobs]
+            corrections = await self._aside(self.policy.serve, self._finished(jobs, inspections))
             observed.end(corrections)
+            decisions.tell(corrections, self.metadata.criteria, self.policy.criteria, criteria)
         return corrections
 
     def stream(
@@ -213,24 +224,31 @@ class Aligner:
         criteria: Sequence[str] | None = None,
         strength: float | None = None,
         timeout: float | None = None,
+        unchecked: bool = False,
     ) -> Generator[str | Correction, None, None]:
-        """The served text in pieces while it is decoded, and last the `Correction`.
+        """The served text in pieces, and last the `Correction`.
 
-        An answer that is kept comes as one piece, after the verdict. Of one that failed no text comes, except what was
-        out when a correction broke off; its original is the caller's to serve. An engine that gives no tokens before its
-        end gives one piece. Closing the iterator stops the decoding. Arguments and errors are those of `correct`.
+        An answer that is kept comes as one piece, after the verdict, and so does a correction that is still to be checked.
+        With `unchecked`, or where the policy checks nothing, text comes while it is decoded; what checks then find is only
+        told. Of an answer that failed no text comes, except what was out when a correction broke off; its original is the
+        caller's to serve. An engine that gives no tokens before its end gives one piece. Closing the iterator stops the
+        decoding. Other arguments and errors are those of `correct`.
         """
         with spans(self.identity, [exchange]) as observed:
-            [job], tickets = self._start([exchange], criteria, strength, timeout, stream=True)
-            pieces = Pieces(self._reader(job))
+            inspections = self.policy.inspect([exchange], self.metadata)
+            asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)
+            [job], tickets = self._start([exchange], inspections, asked)
+            pieces = Pieces(self._assembly.reader(job))
             try:
                 for _ in woken(tickets, timeout):
                     if piece := pieces.next(tickets[0].ids):
                         yield piece
             finally:
                 _cancel(tickets)
-            piece, correction = pieces.end(self._finish(job))
+            [served] = self.policy.serve(self._finished([job], inspections))
+            piece, correction = pieces.end(served)
             observed.end([correction])
+            decisions.tell([correction], self.metadata.criteria, self.policy.criteria, criteria)
         if piece:
             yield piece
         yield correction
@@ -242,19 +260,24 @@ class Aligner:
         criteria: Sequence[str] | None = None,
         strength: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  (the same name and meaning as in `stream`)
+        unchecked: bool = False,
     ) -> AsyncGenerator[str | Correction, None]:
         """`stream` without blocking the event loop."""
         with spans(self.identity, [exchange]) as observed:
-            [job], tickets = self._start([exchange], criteria, strength, timeout, stream=True)
-            pieces = Pieces(self._reader(job))
+            inspections = await self._aside(self.policy.inspect, [exchange], self.metadata)
+            asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)
+            [job], tickets = self._start([exchange], inspections, asked)
+            pieces = Pieces(self._assembly.reader(job))
             try:
                 async for _ in awoken(tickets, timeout):
                     if piece := pieces.next(tickets[0].ids):
                         yield piece
             finally:
                 _cancel(tickets)
-            piece, correction = pieces.end(self._finish(job))
+            [served] = await self._aside(self.policy.serve, self._finished([job], inspections))
+            piece, correction = pieces.end(served)
             observed.end([correction])
+            decisions.tell([correction], self.metadata.criteria, self.policy.criteria, criteria)
         if piece:
             yield piece
         yield correction
@@ -279,7 +302,11 @@ class Aligner:
         read a growing prompt starts then.
         """
         exchange = Exchange(turns=tuple(turns), answer="", context=tuple(context))
-        reading = Reading(self.engine, self._beginning(exchange, criteria or ()), self._adapter)
+        reading = Reading(
+            self.engine,
+            self._beginning(exchange, self.policy.criteria if criteria is None else criteria),
+            self._adapter,
+        )
         reader = copy(self)
         reader._submit = reading.submit  # noqa: SLF001  (a copy of its own kind)
         return Session(reader, reading, exchange, criteria=criteria, strength=strength)
@@ -291,56 +318,76 @@ class Aligner:
         else:
             self.engine.unload(self._adapter)
 
-    def _start(
+    def inspect(
+        self, exchanges: Sequence[Exchange], *, criteria: Sequence[str] | None = None
+    ) -> list[Mapping[str, float]]:
+        """The score of each answer between 0 and 1, without a correction: an Aligner is an inspector, too.
+
+        It is {"keep": probability of the verdict KEEP}, or for an Aligner without a verdict {"copy": probability of the least
+        likely token of the answer unchanged}. An answer that cannot be scored has none. Costs one forward.
+
+        Raises:
+            CapabilityError: The engine gives no scores.
+        """
+        if not self._assembly.score:
+            raise CapabilityError(
+                f"{self.identity} ({self.metadata.template}) gives no score of an answer. Inspect with a local Aligner, or "
+                "with a ClassifierInspector."
+            )
+        asked = replace(self._asked(criteria, None, None), score_only=True)
+        jobs, tickets = self._start(exchanges, [Inspection()] * len(exchanges), asked)
+        wait([ticket.future for ticket in tickets])
+        return [self._assembly.scores(job) if job.ticket else {} for job in jobs]
+
+    def _asked(
         self,
-        exchanges: Sequence[Exchange],
         criteria: Sequence[str] | None,
         strength: float | None,
         timeout: float | None,
         *,
         stream: bool = False,
-    ) -> tuple[list[_Job], list[Ticket]]:
-        self._check_strength(strength)
+    ) -> Asked:
         can = self.engine.capabilities
-        asked = {
-            "criteria": tuple(criteria or ()),
-            "adapter": self._adapter,
-            "deadline_s": timeout if can.deadline else None,
-            "stream": stream and can.stream,
-        }
-        jobs = [self._job(exchange, asked, (strength or 0.0) + self._caution) for exchange in exchanges]
+        return Asked(
+            criteria=tuple(self.policy.criteria if criteria is None else criteria),
+            adapter=self._adapter,
+            threshold=self._assembly.threshold(self.policy.strength if strength is None else strength),
+            deadline_s=timeout if can.deadline else None,
+            stream=stream and can.stream,
+        )
+
+    def _start(
+        self, exchanges: Sequence[Exchange], inspections: Sequence[Inspection], asked: Asked
+    ) -> tuple[list[Job], list[Ticket]]:
+        jobs = [self._job(*both, asked) for both in zip(exchanges, inspections, strict=True)]
         running = [job for job in jobs if job.request is not None]
         try:
             tickets = list(self._submit([job.request for job in running if job.request is not None]))
         except EngineError as error:
-            return [_Job(job.exchange, settled=job.settled or self._failed(job.exchange, error)) for job in jobs], []
+            failed = self._assembly.failed
+            return [Job(job.exchange, settled=job.settled or failed(job.exchange, error)) for job in jobs], []
         for job, ticket in zip(running, tickets, strict=True):
             job.ticket = ticket
         return jobs, tickets
 
-    def _check_strength(self, strength: float | None) -> None:
-        verdict = self.template is not None and self.template.verdict
-        if strength and not (verdict and self.engine.capabilities.bias):
-            raise CapabilityError(
-                f"strength= moves the verdict KEEP, which {self.identity} ({self.metadata.template}) does not give. Call "
-                "correct() without it, or train an Aligner with a verdict: aligner-bootstrap train-aligner."
-            )
+    def _job(self, exchange: Exchange, inspection: Inspection, asked: Asked) -> Job:
+        if inspection.error is not None:
+            return Job(exchange, settled=self._assembly.failed(exchange, inspection.error))
+        if inspection.passed:
+            passed = self._assembly.correction(exchange, "approved", reason="it passed inspection")
+            return Job(exchange, settled=passed)
+        return self._assembly.job(exchange, asked)
 
-    def _job(self, exchange: Exchange, asked: Mapping[str, Any], strength: float) -> _Job:
-        if not exchange.answer.strip():
-            return _Job(exchange, settled=self._correction(exchange, "skipped", reason="the answer is empty"))
-        if not exchange.question.strip():
-            return _Job(exchange, settled=self._failed(exchange, _no_question()))
-        request = Request(key=str(uuid7()), exchange=exchange, **asked)
-        if self.template is None or self.tokenizer is None:
-            return _Job(exchange, request)
-        try:
-            rendered = self.template.render(
-                exchange, self.tokenizer, window=self.engine.capabilities.window, criteria=request.criteria
-            )
-        except CorrectionError as error:
-            return _Job(exchange, settled=self._failed(exchange, error))
-        return _Job(exchange, _with_tokens(request, rendered, strength), rendered)
+    def _finished(self, jobs: Sequence[Job], inspections: Sequence[Inspection]) -> list[Correction]:
+        corrections = map(self._assembly.finish, jobs)
+        return [
+            replace(one, scores={**inspection.scores, **one.scores}) if inspection.scores else one
+            for one, inspection in zip(corrections, inspections, strict=True)
+        ]
+
+    async def _aside(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Off the event loop, where there are inspectors to wait for."""
+        return await asyncio.to_thread(work, *arguments) if self.policy.inspects else work(*arguments)
 
     def _beginning(self, exchange: Exchange, criteria: Sequence[str]) -> Callable[[str], tuple[int, ...]] | None:
         """What gives the beginning of the prompt, where the engine can use it and the exchange allows it."""
@@ -352,66 +399,6 @@ class Aligner:
         except Exception:  # noqa: BLE001  The upstream may go on writing; the finish raises it, or tells of it.
             return None
 
-    def _reader(self, job: _Job) -> Callable[[Sequence[int]], str]:
-        if job.rendered is None or self.template is None or self.tokenizer is None:
-            return lambda ids: ""
-        return self.template.reader(self.tokenizer, job.rendered)
-
-    def _finish(self, job: _Job) -> Correction:
-        if job.settled is not None:
-            return job.settled
-        generation = _generation(job.ticket)
-        if isinstance(generation, Exception):
-            return self._failed(job.exchange, generation)
-        try:
-            return self._assembled(job, generation, self._parsed(job, generation))
-        except CorrectionError as error:
-            return replace(self._failed(job.exchange, error), usage=generation.usage, scores=_scores(job, generation))
-
-    def _parsed(self, job: _Job, generation: Generation) -> Parsed:
-        _require_finished(generation)
-        if job.rendered is None or self.template is None or self.tokenizer is None:
-            return Parsed(keep=generation.approved, text=generation.text or "", criteria=generation.criteria)
-        # A template's only stop id is its verdict KEEP, which needs nothing after it.
-        ended = job.rendered.stop_ids if generation.finish == "stop" else ()
-        return self.template.parse((*generation.ids, *ended), self.tokenizer, job.rendered)
-
-    def _assembled(self, job: _Job, generation: Generation, parsed: Parsed) -> Correction:
-        answer = job.exchange.answer
-        notes = "; ".join(job.rendered.notes) if job.rendered is not None else ""
-        given = {"usage": generation.usage, "scores": _scores(job, generation), "tokens": _tokens(job, generation)}
-        if parsed.keep or parsed.text == answer:
-            copied = "" if parsed.keep else "written again without a change"
-            return self._correction(job.exchange, "approved", reason="; ".join(filter(None, [notes, copied])), **given)
-        if not parsed.text.strip():
-            return self._correction(job.exchange, "kept", reason="the correction was empty", **given)
-        corrected = self._correction(job.exchange, "corrected", reason=notes, criteria=parsed.criteria, **given)
-        return replace(corrected, text=parsed.text, edits=edits_between(answer, parsed.text))
-
-    def _failed(self, exchange: Exchange, error: Exception) -> Correction:
-        return self._correction(exchange, "failed", reason=str(error).partition(". ")[0], error=error)
-
-    def _correction(self, exchange: Exchange, outcome: Any, **rest: Any) -> Correction:
-        return Correction(
-            exchange=exchange,
-            text=exchange.answer,
-            outcome=outcome,
-            aligner=self.identity,
-            template=self.metadata.template,
-            **rest,
-        )
-
-
-@dataclass(slots=True)
-class _Job:
-    """One exchange on its way: settled without the engine, or a request with its ticket."""
-
-    exchange: Exchange
-    request: Request | None = None
-    rendered: Rendered | None = None
-    settled: Correction | None = None
-    ticket: Ticket | None = None
-
 
 def _metadata(
     path: str | Path, folder: Path, template: str | CorrectionTemplate | None, revision: str | None
@@ -421,7 +408,8 @@ def _metadata(
         return read_metadata(folder)
     name = template if isinstance(template, str) else template.name
     try:
-        return replace(read_metadata(folder), template=name)
+        known = read_metadata(folder)
+        return replace(known, template=name, calibrations=known.calibrations if name == known.template else {})
     except CheckpointError:
         return AlignerMetadata(name=Path(path).name, version=revision or "0", template=name)
 
@@ -447,101 +435,7 @@ def _other_text(folder: Path, metadata: AlignerMetadata) -> TemplateError:
     )
 
 
-def _caution(metadata: AlignerMetadata) -> float:
-    """The log-odds that KEEP needs, in nats; 0 where `aligner.json` has no threshold for it."""
-    threshold = metadata.thresholds.get("keep", 0.5)
-    if not 0 < threshold < 1:
-        raise CheckpointError(
-            f'The threshold "keep" of {metadata.identity} is {threshold}; it must be between 0 and 1. Mend it in '
-            "aligner.json, or take it out there."
-        )
-    return math.log(threshold / (1 - threshold))
-
-
-def _verdict_bias(rendered: Rendered, strength: float) -> dict[int, float]:
-    """Makes FIX likelier by `strength` nats, or KEEP by its negative.
-
-    Holding the other one down would do the same to their odds, but a model that is certain could then write neither.
-    """
-    if not strength:
-        return {}
-    keep, fix = rendered.choices
-    return {fix: strength} if strength > 0 else {keep: -strength}
-
-
-def _with_tokens(request: Request, rendered: Rendered, strength: float) -> Request:
-    return replace(
-        request,
-        prompt=rendered.prompt,
-        max_new=rendered.max_new,
-        draft=rendered.draft,
-        choices=rendered.choices,
-        bias=_verdict_bias(rendered, strength),
-        stop_ids=rendered.stop_ids,
-    )
-
-
 def _cancel(tickets: Sequence[Ticket]) -> None:
     for ticket in tickets:
         if not ticket.future.done():
             ticket.cancel()
-
-
-def _generation(ticket: Ticket | None) -> Generation | AlignerError:
-    """What the engine made of a ticket nobody waits for any more: a generation, or the error in its place."""
-    if ticket is None or not ticket.future.done() or ticket.future.cancelled():
-        return _timed_out()
-    error = ticket.future.exception()
-    if error is None:
-        return ticket.future.result()
-    if isinstance(error, AlignerError):
-        return error
-    failure = EngineError(f"The engine failed: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
-
-
-def _require_finished(generation: Generation) -> None:
-    """Raises where the output broke off: half a correction is never served."""
-    if generation.finish in ("deadline", "cancelled"):
-        raise _timed_out()
-    if generation.finish == "length":
-        raise IncompleteCorrectionError(
-            f"The correction was not finished after {len(generation.ids)} tokens, half as much again as the answer. Ways "
-            "out: an Aligner with a longer window, or one that was trained for small changes; an untrained model never "
-            "ends."
-        )
-
-
-def _scores(job: _Job, generation: Generation) -> Mapping[str, float]:
-    """The probability of KEEP against FIX, before any bias."""
-    if job.rendered is None or not generation.choice_logprobs:
-        return {}
-    keep, fix = (generation.choice_logprobs[token] for token in job.rendered.choices)
-    # The difference can be so large that exp overflows; then the probability is 0 to every digit.
-    return {"keep": 1 / (1 + math.exp(min(fix - keep, 700.0)))}
-
-
-def _tokens(job: _Job, generation: Generation) -> tuple[TokenScore, ...]:
-    """The answer's tokens whose log-probabilities came with the draft."""
-    if job.rendered is None or generation.draft_logprobs is None:
-        return ()
-    scored = zip(job.rendered.draft.spans, generation.draft_logprobs, strict=True)
-    return tuple(
-        TokenScore(start=start, end=end, logprob=value) for (start, end), value in scored if not math.isnan(value)
-    )
-
-
-def _timed_out() -> CorrectionTimeoutError:
-    return CorrectionTimeoutError(
-        "The correction was not finished in the time given. Ways out: a longer timeout=, fewer exchanges in one call, or "
-        "a GPU."
-    )
-
-
-def _no_question() -> PromptNotFoundError:
-    return PromptNotFoundError(
-        "The exchange holds no question: none of its turns is a user's with a text. An answer is never corrected blind; "
-        "put the question into Exchange.turns.",
-        reason="unknown",
-    )

@@ -12,7 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 from aligner_chain import __version__
-from aligner_chain.errors import CheckpointError
+from aligner_chain.calibration import Calibration
+from aligner_chain.checks import require_known_checks
+from aligner_chain.errors import CheckpointError, ConfigurationError
 from aligner_chain.templates import template_names
 
 FILE = "aligner.json"
@@ -25,7 +27,9 @@ class AlignerMetadata:
 
     `template` is the name that `get_template` knows, `template_text` its text when the model was trained. `criteria`
     are those that the model was trained to name, `thresholds` values by name: `keep` is the
-    probability from which on the verdict KEEP is believed (default 0.5). `data_sha256` is the hash of
+    probability from which on the verdict KEEP is believed (default 0.5). `calibrations` are thresholds that were measured,
+    by criterion; `threshold_of` says which of them hold. `may_delete` names, for a criterion, the checks
+    that only warn where the model says that it was broken (see `aligner_chain.checks`). `data_sha256` is the hash of
     the training data's manifest, `package_version` the version of aligner-chain that wrote the file.
     """
 
@@ -35,6 +39,8 @@ class AlignerMetadata:
     template_text: str = ""
     criteria: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    calibrations: Mapping[str, Calibration] = field(default_factory=lambda: MappingProxyType({}))
+    may_delete: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     base_model: str = ""
     data_sha256: str = ""
     licence: str = ""
@@ -44,6 +50,18 @@ class AlignerMetadata:
     def identity(self) -> str:
         """`name@version`."""
         return f"{self.name}@{self.version}"
+
+    def threshold_of(self, criterion: str, *, upstream: str | None = None) -> float | None:
+        """The score above which an answer needs no correction, or None where no calibration holds: the gate stays shut.
+
+        A calibration holds for the version of the Aligner that it was measured on, and for its upstream, where both that
+        one and `upstream` are known. So a promotion closes the gate until it is calibrated anew.
+        """
+        found = self.calibrations.get(criterion)
+        if found is None or found.aligner != self.identity:
+            return None
+        other = upstream is not None and found.upstream is not None and found.upstream != upstream
+        return None if other else found.threshold
 
 
 def read_metadata(folder: str | Path) -> AlignerMetadata:
@@ -68,7 +86,8 @@ def read_metadata(folder: str | Path) -> AlignerMetadata:
 def write_metadata(folder: str | Path, metadata: AlignerMetadata) -> None:
     """Writes `aligner.json` beside the weights; a reader sees the old file or the new one, never a part."""
     values = {field.name: getattr(metadata, field.name) for field in fields(AlignerMetadata)}
-    values["thresholds"] = dict(metadata.thresholds)
+    values |= {"thresholds": dict(metadata.thresholds), "may_delete": dict(metadata.may_delete)}
+    values["calibrations"] = {name: one.as_json() for name, one in metadata.calibrations.items()}
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=FILE, delete=False, encoding="utf-8") as file:
         json.dump({"schema": SCHEMA, **values}, file, indent=2, ensure_ascii=False)
         file.flush()
@@ -81,15 +100,48 @@ def _metadata(values: dict[str, Any], path: Path) -> AlignerMetadata:
     unknown, missing = sorted(values.keys() - known), sorted({"name", "version", "template"} - values.keys())
     if unknown or missing:
         raise _broken(path, f"unknown keys: {unknown}, missing keys: {missing}")
-    for name in known - {"criteria", "thresholds"}:
+    for name in known - {"criteria", "thresholds", "calibrations", "may_delete"}:
         if not isinstance(values.get(name, ""), str):
             raise _broken(path, f'"{name}" is not a string')
     criteria, thresholds = values.get("criteria", []), values.get("thresholds", {})
-    if not isinstance(criteria, list) or not all(isinstance(one, str) for one in criteria):
+    if not _is_strings(criteria):
         raise _broken(path, '"criteria" is not a list of strings')
     if not isinstance(thresholds, dict) or not all(isinstance(one, int | float) for one in thresholds.values()):
         raise _broken(path, '"thresholds" is not an object of numbers')
-    return AlignerMetadata(**{**values, "criteria": tuple(criteria), "thresholds": MappingProxyType(thresholds)})
+    read = {
+        "criteria": tuple(criteria),
+        "thresholds": MappingProxyType(thresholds),
+        "calibrations": MappingProxyType(_calibrations(values.get("calibrations", {}), path)),
+        "may_delete": _may_delete(values.get("may_delete", {}), path),
+    }
+    return AlignerMetadata(**{**values, **read})
+
+
+def _calibrations(values: object, path: Path) -> dict[str, Calibration]:
+    if not isinstance(values, dict):
+        raise _broken(path, '"calibrations" is not an object')
+    try:
+        read = {name: Calibration.from_json(value) for name, value in values.items()}
+    except ConfigurationError as error:
+        raise _broken(path, str(error)) from error
+    if other := [name for name, one in read.items() if one.criterion != name]:
+        raise _broken(path, f'the calibration "{other[0]}" is one of "{read[other[0]].criterion}"')
+    return read
+
+
+def _may_delete(values: object, path: Path) -> Mapping[str, tuple[str, ...]]:
+    if not isinstance(values, dict) or not all(map(_is_strings, values.values())):
+        raise _broken(path, '"may_delete" is not an object of lists of strings')
+    allowed = {criterion: tuple(checks) for criterion, checks in values.items()}
+    try:
+        require_known_checks(allowed)
+    except ConfigurationError as error:
+        raise _broken(path, f'in "may_delete": {error}') from error
+    return MappingProxyType(allowed)
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _broken(path: Path, what: str) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""The command `aligner-chain`: correct answers from a shell, see whether everything needed is there, time decoders.
+"""The command `aligner-chain`: correct answers from a shell, check corrections, see whether all is there, time decoders.
 
 Exit codes: 0 all went well, 1 an answer could not be corrected or a problem was found, 2 wrong usage or setup.
 """
@@ -9,22 +9,27 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from aligner_chain import __version__
+from aligner_chain import __version__, tradeoff
 from aligner_chain.aligner import Aligner
 from aligner_chain.bench import report
 from aligner_chain.bench import run as bench
 from aligner_chain.bench.replays import REPLAYS
 from aligner_chain.bench.workloads import SYNTHETIC
+from aligner_chain.calibration import DELTA
+from aligner_chain.checks import command as check
 from aligner_chain.doctor import EXTRAS, describe, diagnose
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange, Turn
 from aligner_chain.serving import resolve_aligner
+
+T = TypeVar("T")
 
 BATCH = 64
 """Lines that are read, and answers that are corrected, at a time."""
@@ -48,6 +53,23 @@ Aligner that AlignerCorrector() would take. Downloads nothing."""
 DOCTOR_EXAMPLE = """\
 example:
   aligner-chain doctor --json"""
+
+CALIBRATE_HELP = """\
+Shows what it would save to correct only answers whose score is not above a threshold, and finds the threshold for each
+share of bad answers that may be missed. It holds with confidence 1 - DELTA for answers like the labelled ones, so these must be
+of the upstream and the kind of questions that are served, and none that the Aligner was trained on.
+
+A JSON line is {"question": ..., "answer": ..., "ok": true or false}, or has "correction" in place of "ok": the answer is ok
+where the two are equal. Conversations and passages are given as in `aligner-chain correct`, the upstream's name@version
+as "upstream". With too few bad answers the gate stays shut: 299, 59 and 29 are needed for 1, 5 and 10 %.
+
+--write stores a threshold in the folder's aligner.json for this version of the Aligner; a new one is calibrated anew. Exit
+code 1: the gate stays shut, and nothing was written."""
+
+CALIBRATE_EXAMPLE = """\
+example:
+  aligner-chain calibrate --aligner path --file labelled.jsonl
+  aligner-chain calibrate --aligner path --file labelled.jsonl --alpha 0.02 0.05 --write 0.05 --json"""
 
 DECODE_HELP = """\
 Compares decoders on the same model with random weights, whose output is prescribed: the decoder of this package with
@@ -92,8 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"aligner-chain {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_correct(commands)
+    check.add(commands).set_defaults(run=_check)
     _add_doctor(commands)
     _add_bench(commands)
+    _add_calibrate(commands)
     return parser
 
 
@@ -152,6 +176,37 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     decode.set_defaults(run=_decode)
 
 
+def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "calibrate",
+        help="find from what score on an answer needs no correction",
+        description=CALIBRATE_HELP,
+        epilog=CALIBRATE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--aligner", help="folder or hub id (default: $ALIGNER_MODEL, then what $ALIGNER_HOME serves)")
+    command.add_argument("--template", help="template of a folder that has no aligner.json")
+    command.add_argument("--file", type=Path, required=True, help="labelled answers as JSON lines")
+    command.add_argument(
+        "--alpha",
+        type=_share,
+        nargs="+",
+        default=[0.01, 0.05, 0.1],
+        help="shares of bad answers that may be missed (default: 0.01 0.05 0.1)",
+    )
+    command.add_argument("--delta", type=_share, default=DELTA, help="risk that more are missed (default: %(default)s)")
+    command.add_argument("--write", type=_share, metavar="ALPHA", help="store the threshold of this share")
+    command.add_argument("--json", action="store_true", help="print one JSON object per criterion and alpha")
+    command.set_defaults(run=_calibrate)
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError("not a share between 0 and 1")
+    return number
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -170,6 +225,12 @@ def _correct(arguments: argparse.Namespace) -> int:
                 failed |= _report_failure(correction)
             batch = list(islice(exchanges, BATCH))
     return int(failed)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    for line in check.lines(arguments):
+        print(line)
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -201,6 +262,34 @@ def _decode(arguments: argparse.Namespace) -> int:
     return int(not all(one["identical_to_greedy"] for one in figures))
 
 
+def _calibrate(arguments: argparse.Namespace) -> int:
+    labelled = list(_parsed(_lines(arguments.file), str(arguments.file), _labelled, "calibrate"))
+    exchanges, ok = [exchange for exchange, _ in labelled], [fine for _, fine in labelled]
+    path = _writable(arguments.aligner or resolve_aligner(), arguments.write)
+    with closing(Aligner.from_pretrained(path, template=arguments.template)) as aligner:
+        scores = tradeoff.score(aligner, exchanges, batch=BATCH, progress=_progress)
+    alphas = sorted({*arguments.alpha, *([arguments.write] if arguments.write else [])})
+    rows = tradeoff.measure(scores, ok, alphas=alphas, delta=arguments.delta)
+    models = {"aligner": aligner.identity, "upstream": tradeoff.upstream_of(exchanges)}
+    for line in (json.dumps(models | asdict(row)) for row in rows) if arguments.json else tradeoff.describe(rows):
+        print(line)
+    chosen = [row for row in rows if row.alpha == arguments.write]
+    if any(row.threshold is None for row in chosen):
+        _notice("the gate stays shut, and nothing was written")
+        return 1
+    if chosen:
+        tradeoff.store(path, aligner.metadata, chosen, models["upstream"])
+    return 0
+
+
+def _writable(path: str, write: float | None) -> str:
+    if write is not None and not Path(path).is_dir():
+        raise ConfigurationError(
+            f"--write needs an Aligner's folder, and {path} is none. Download it, and name its folder."
+        )
+    return path
+
+
 def _progress(text: str) -> None:
     """Shows what runs on one line of a terminal, which the next text takes over."""
     if sys.stderr.isatty():
@@ -219,10 +308,10 @@ def _exchanges(arguments: argparse.Namespace) -> Iterator[Exchange]:
     if arguments.question is not None or arguments.answer is not None:
         return iter([_from_options(arguments)])
     if arguments.file is not None:
-        return _parsed(_lines(arguments.file), str(arguments.file))
+        return _parsed(_lines(arguments.file), str(arguments.file), _exchange, "correct")
     if sys.stdin.isatty():
         raise ConfigurationError("Nothing to correct. Give --question and --answer, --file, or JSON lines on stdin.")
-    return _parsed(sys.stdin, "stdin")
+    return _parsed(sys.stdin, "stdin", _exchange, "correct")
 
 
 def _from_options(arguments: argparse.Namespace) -> Exchange:
@@ -239,15 +328,28 @@ def _lines(path: Path) -> Iterator[str]:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
 
 
-def _parsed(lines: Iterable[str], source: str) -> Iterator[Exchange]:
+def _parsed(lines: Iterable[str], source: str, read: Callable[[object], T], command: str) -> Iterator[T]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield _exchange(json.loads(line))
+                yield read(json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ConfigurationError(
-                    f"{source}, line {number}: {error}. `aligner-chain correct --help` shows the form."
+                    f"{source}, line {number}: {error}. `aligner-chain {command} --help` shows the form."
                 ) from error
+
+
+def _labelled(row: object) -> tuple[Exchange, bool]:
+    if not isinstance(row, Mapping):
+        raise TypeError("not a JSON object")
+    if ("ok" in row) == ("correction" in row):
+        raise ValueError('exactly one of "ok" and "correction" is needed')
+    exchange = _exchange({name: value for name, value in row.items() if name not in ("ok", "correction")})
+    if "correction" in row:
+        return exchange, _text(row, "correction") == exchange.answer
+    if not isinstance(row["ok"], bool):
+        raise TypeError('"ok" is not true or false')
+    return exchange, row["ok"]
 
 
 def _exchange(row: object) -> Exchange:
@@ -291,8 +393,13 @@ def _shown(correction: Correction, arguments: argparse.Namespace) -> str:
     if arguments.json:
         return json.dumps(_as_json(correction, diff=arguments.diff), ensure_ascii=False)
     if arguments.diff:
-        return f"{correction.diff()}\n  {correction.explain()}"
+        return f"{correction.diff('terminal' if _coloured() else 'text')}\n  {correction.explain()}"
     return correction.text
+
+
+def _coloured() -> bool:
+    """Whether stdout shows colours and nobody has asked for none (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _as_json(correction: Correction, *, diff: bool) -> dict[str, object]:

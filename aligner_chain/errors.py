@@ -14,6 +14,7 @@
         ├── UnreadableCorrectionError   the model's output does not follow its template
         ├── DelimiterError              the text holds a delimiter of a plain-text template
         ├── CorrectionTimeoutError (TimeoutError)   not finished in the time given
+        ├── InspectionError             an inspector failed; its error is the cause
         └── EngineError                 the engine failed; its error is the cause
             └── OverloadedError         more requests wait than the engine takes
 
@@ -89,6 +90,10 @@ class DelimiterError(CorrectionError):
 
 class CorrectionTimeoutError(CorrectionError, TimeoutError):
     """The correction was not finished in the time given."""
+
+
+class InspectionError(CorrectionError):
+    """An inspector failed on this answer; its own error is the cause."""
 
 
 class EngineError(CorrectionError):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 Outcome = Literal["approved", "corrected", "kept", "skipped", "failed"]
+Format = Literal["text", "terminal", "markdown", "html"]
 
 _LONG = 1000
 """Pieces of text from which on a diff is approximate."""
@@ -88,6 +89,22 @@ class TokenScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What a check found in a correction, and what was done about it.
+
+    `check` is its name. `action` is "warn" (noted), "restore" (the original's text put back) or "keep" (the original
+    served). `message` holds no text of the answer, so that it can be logged. `start` and `end` are the characters of
+    the answer that it is about, None where it is about all of it or about what the correction added.
+    """
+
+    check: str
+    action: Literal["warn", "restore", "keep"]
+    message: str
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """What a correction cost. `forwards` counts runs of the model that this request took part in."""
 
@@ -102,12 +119,13 @@ class Usage:
 class Correction:
     """What became of one exchange. There is exactly one for every answer with a known question.
 
-    `text` is what to serve: the correction, or the original where nothing was changed or the correction
-    failed. `outcome` is `approved` (nothing to change), `corrected`, `kept` (a correction was written and
-    refused), `skipped` (not eligible) or `failed` (an error, held in `error`). `scores` are between 0 and 1
-    (`keep`: the Aligner's probability that the answer needs nothing). `criteria` are the ones that the
-    Aligner says were broken. `aligner` names the model as `name@version`. `tokens` are those of the answer that the
-    decoder drafted before it knew of a change: none where a verdict to keep came first, or an engine drafts nothing.
+    `text` is what to serve: the correction, or the original where nothing was changed or the correction failed. `outcome` is
+    `approved` (nothing to change), `corrected`, `kept` (a correction was written and refused: the original is served, or
+    the refusal text of the policy), `skipped` (not eligible) or `failed` (an error, held in `error`). `scores` are between
+    0 and 1 (`keep`: the Aligner's probability that the answer needs nothing), and `thresholds` hold under the same names
+    what they were held against. `criteria` are the ones that the Aligner says were broken. `aligner` names the model as
+    `name@version`. `tokens` are those of the answer that the decoder drafted before it knew of a change: none where a verdict
+    to keep came first, or an engine drafts nothing. `findings` are what the checks found in the correction that was written.
     """
 
     exchange: Exchange
@@ -116,10 +134,12 @@ class Correction:
     reason: str = ""
     edits: tuple[Edit, ...] = ()
     scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    thresholds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}), compare=False)
     criteria: tuple[str, ...] = ()
     tokens: tuple[TokenScore, ...] = field(default=(), compare=False, repr=False)
     aligner: str = ""
     template: str = ""
+    findings: tuple[Finding, ...] = ()
     usage: Usage = field(default_factory=Usage)
     error: Exception | None = field(default=None, compare=False)
     id: str = field(default_factory=lambda: str(uuid7()))
@@ -139,22 +159,26 @@ class Correction:
             raise self.error
         return self
 
-    def diff(self) -> str:
-        """The answer with each change in place, as `[-before-]{+after+}`."""
-        answer, parts, position = self.exchange.answer, [], 0
-        for edit in self.edits:
-            parts.append(answer[position : edit.start])
-            parts.append(f"[-{edit.before}-]" if edit.before else "")
-            parts.append(f"{{+{edit.after}+}}" if edit.after else "")
-            position = edit.end
-        return "".join([*parts, answer[position:]])
+    def diff(self, format: Format = "text") -> str:  # noqa: A002  (the word that everybody looks for)
+        """The answer with each change in place; changes within one phrase are shown as one.
 
-    def explain(self) -> str:
-        """One line for a person: the outcome, why, and how much changed."""
-        why = ", ".join(self.criteria) or self.reason
-        size = f", {len(self.edits)} edit{'s' * (len(self.edits) != 1)}" if self.edits else ""
-        keep = f", keep {self.scores['keep']:.2f}" if "keep" in self.scores else ""
-        return f"{self.outcome}{f' ({why})' if why else ''}{size}{keep}"
+        `format` is "text" (`[-before-]{+after+}`), "terminal" (struck red and underlined green), "markdown"
+        (`~~before~~ **after**`) or "html" (`<del>` and `<ins>`). In all but "text" nothing in the texts can play a mark,
+        a tag or an escape sequence.
+        """
+        from aligner_chain.showing import diff
+
+        return diff(self, format)
+
+    def explain(self, format: Format = "text") -> str:  # noqa: A002
+        """What became of the answer and why, for a person.
+
+        As "text" it is one line: the outcome, why, and how much changed. The other formats, those of `diff`, go on with
+        scores, criteria, findings of checks, what the Aligner doubted and left, usage, versions and the diff.
+        """
+        from aligner_chain.explaining import explain
+
+        return explain(self, format)
 
     def summary(self, *, keep_original: bool = False) -> dict[str, Any]:
         """What the metadata of an answer tells of its correction; the original's text only with `keep_original`."""

@@ -136,12 +136,16 @@ class Session:
         return correction
 
     def stream(
-        self, timeout: float | None = None, *, exchange: Exchange | None = None
+        self, timeout: float | None = None, *, exchange: Exchange | None = None, unchecked: bool = False
     ) -> Generator[str | Correction, None, None]:
-        """The served text in pieces while it is decoded, and last the `Correction`."""
+        """The served text in pieces, and last the `Correction`; `unchecked` as in `Aligner.stream`."""
         with self:
             yield from self.aligner.stream(
-                self._whole(exchange), criteria=self._criteria, strength=self._strength, timeout=timeout
+                self._whole(exchange),
+                criteria=self._criteria,
+                strength=self._strength,
+                timeout=timeout,
+                unchecked=unchecked,
             )
 
     async def astream(
@@ -149,10 +153,15 @@ class Session:
         timeout: float | None = None,  # noqa: ASYNC109  (the same name and meaning as in `stream`)
         *,
         exchange: Exchange | None = None,
+        unchecked: bool = False,
     ) -> AsyncGenerator[str | Correction, None]:
         """`stream` without blocking the event loop."""
         streamed = self.aligner.astream(
-            self._whole(exchange), criteria=self._criteria, strength=self._strength, timeout=timeout
+            self._whole(exchange),
+            criteria=self._criteria,
+            strength=self._strength,
+            timeout=timeout,
+            unchecked=unchecked,
         )
         with self:
             async with closing_once(streamed) as pieces:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import AlignerError
+from aligner_chain.policy import Policy
 from aligner_chain.serving import resolve_aligner
 
 _LOADED: WeakValueDictionary[str, Aligner] = WeakValueDictionary()
@@ -40,6 +44,17 @@ def loaded_aligner(source: str | Path | None = None) -> Aligner | None:
         return (_NAMED if source else _SERVED).get(_key(source or resolve_aligner()))
     except AlignerError:
         return None
+
+
+def configured(
+    aligner: Aligner, policy: Policy | None, criteria: Sequence[str] | None, strength: float | None
+) -> Aligner:
+    """The Aligner under what a component was given beside it; itself where that is nothing."""
+    told = {"criteria": criteria, "strength": strength}
+    changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    if policy is None and not changes:
+        return aligner
+    return aligner.under(replace(policy or aligner.policy, **changes))
 
 
 def _key(source: str | Path) -> str:

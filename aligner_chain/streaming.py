@@ -49,7 +49,10 @@ class Pieces:
 
 
 def _noted(correction: Correction) -> Correction:
-    return replace(correction, reason="; ".join(filter(None, [correction.reason, UNCHECKED])))
+    reason = "; ".join(filter(None, [correction.reason, UNCHECKED]))
+    return replace(
+        correction, reason=reason, findings=tuple(replace(one, action="warn") for one in correction.findings)
+    )
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from aligner_chain.langchain.recorder import recorder
 from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
 from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
 from aligner_chain.session import Session
-from aligner_chain.shared import loaded_aligner, shared_aligner
+from aligner_chain.shared import configured, loaded_aligner, shared_aligner
 from aligner_chain.streaming import closing_once
 
 if TYPE_CHECKING:
@@ -167,14 +167,17 @@ class Correcting:
         ids = [piece.id] if isinstance(piece, AIMessageChunk) and piece.id else []
         turns = asked_so_far([*asked, piece] if asked else piece, replace(source, chunk_ids=ids))
         if turns:
-            self._session = aligner.begin(turns)
+            self._session = self._configured(aligner).begin(turns)
         return self._session
 
     def _aligner(self) -> Aligner:
         if self._session is not None:
             return self._session.aligner
         named = self._settings.aligner
-        return named if isinstance(named, Aligner) else shared_aligner(named)
+        return self._configured(named if isinstance(named, Aligner) else shared_aligner(named))
+
+    def _configured(self, aligner: Aligner) -> Aligner:
+        return configured(aligner, self._settings.policy, self._settings.criteria, self._settings.strength)
 
     async def _aaligner(self) -> Aligner:
         at_hand = self._session is not None or isinstance(self._settings.aligner, Aligner)

@@ -10,7 +10,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackMa
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import ConfigurableFieldSpec
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, InstanceOf, field_validator
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
@@ -18,6 +18,7 @@ from aligner_chain.hook import CorrectionHook
 from aligner_chain.langchain.correcting import Correcting, raise_or_return
 from aligner_chain.langchain.jobs import CONFIGURABLE, Structured
 from aligner_chain.langchain.recorder import recorder
+from aligner_chain.policy import Policy
 from aligner_chain.serving import resolve_aligner
 from aligner_chain.streaming import closing_once
 
@@ -78,6 +79,11 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
     Args:
         aligner: an `Aligner`, or a folder or hub id, loaded at first use and once in a process. Default: the one that
             `ALIGNER_MODEL` names, else the one that `$ALIGNER_HOME` serves at the time of each call.
+        policy: what of its corrections is served, and which answers it sees at all. Default: the Aligner's own, by which
+            a correction must not damage code, links, quotes, citations or JSON (`aligner_chain.checks`).
+        criteria: what to judge by, in the Aligner's own words. Default: what it was trained for.
+        strength: the score of an answer below which it is corrected, from 0 (none is) to 1 (all are). Default: as
+            calibrated, else the Aligner's verdict.
         on_correction: called with every `Correction` before the answer is returned, also when an error is raised. Its
             own errors are logged and counted in `on_correction_failures`. A coroutine function works under asyncio.
         on_error: what to do where the correction of an answer failed: "raise" its error, or "pass_through" the
@@ -101,6 +107,9 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
 
     # Fields and not private attributes, because `configurable_fields` builds a new object from the fields at each call.
     aligner: Aligner | str | Path | None = Field(default=None, exclude=True)
+    policy: InstanceOf[Policy] | None = Field(default=None, exclude=True, repr=False)
+    criteria: tuple[str, ...] | None = None
+    strength: float | None = Field(default=None, ge=0, le=1)
     on_correction: CorrectionHook | None = Field(default=None, exclude=True, repr=False)
     on_error: Literal["raise", "pass_through"] = "raise"
     timeout: float | None = Field(default=None, gt=0)
@@ -153,7 +162,8 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         """What a correction depends on, as the key of a cache; the served Aligner by its folder of this moment."""
         named = self.aligner.identity if isinstance(self.aligner, Aligner) else str(self.aligner or _served())
         kept = {"structured": self.structured, "keep_original": self.keep_original}
-        return {"aligner": named, "question": self.question, **kept}
+        rules = {"policy": repr(self.policy), "criteria": self.criteria, "strength": self.strength}
+        return {"aligner": named, "question": self.question, **kept, **rules}
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:

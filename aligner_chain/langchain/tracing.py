@@ -82,7 +82,7 @@ def stream_traced(
     """`Aligner.stream` with a run, below the corrector's one if there is one, that tells each piece."""
     runs = [_start(parent, exchange, aligner.identity) for parent in parents]
     try:
-        with closing(aligner.stream(exchange, timeout=timeout)) as pieces:
+        with closing(aligner.stream(exchange, timeout=timeout, unchecked=True)) as pieces:
             for piece in pieces:
                 for run in runs:
                     _end(run, piece) if isinstance(piece, Correction) else run.on_llm_new_token(piece)
@@ -103,7 +103,7 @@ async def astream_traced(
     """The same for asyncio."""
     runs = [await _astart(parent, exchange, aligner.identity) for parent in parents]
     try:
-        async with closing_once(aligner.astream(exchange, timeout=timeout)) as pieces:
+        async with closing_once(aligner.astream(exchange, timeout=timeout, unchecked=True)) as pieces:
             async for piece in pieces:
                 for run in runs:
                     await (_aend(run, piece) if isinstance(piece, Correction) else run.on_llm_new_token(piece))

@@ -17,7 +17,7 @@ from aligner_chain.llama_index.asked import Asked, question_not_found
 from aligner_chain.llama_index.events import AlignEndEvent, AlignStartEvent
 from aligner_chain.llama_index.responses import other_marks, other_shape
 from aligner_chain.session import Session
-from aligner_chain.shared import loaded_aligner, shared_aligner
+from aligner_chain.shared import configured, loaded_aligner, shared_aligner
 from aligner_chain.streaming import closing_once
 from aligner_chain.structured import is_structured
 
@@ -52,7 +52,7 @@ class Correcting:
         if aligner is None or not wanted or not aligner.engine.capabilities.overlap:
             yield _not_read
             return
-        with aligner.begin(self._asked.turns, self._asked.passages) as self._session:
+        with self._configured(aligner).begin(self._asked.turns, self._asked.passages) as self._session:
             yield self._session.feed
 
     def correct(self, answer: str, *, skip: str = "", checks: Sequence[Check] = ()) -> Correction:
@@ -87,7 +87,7 @@ class Correcting:
         exchange = self._asked.exchange(answer)
         self._skipped(exchange, "")
         began, started = _begin(exchange), False
-        with closing(self._aligner().stream(exchange, timeout=self._settings.timeout)) as pieces:
+        with closing(self._aligner().stream(exchange, timeout=self._settings.timeout, unchecked=True)) as pieces:
             for piece in pieces:
                 if isinstance(piece, Correction):
                     correction = self._tell(_end(self._noted(piece), began), broken_off=started)
@@ -101,7 +101,7 @@ class Correcting:
         exchange = self._asked.exchange(answer)
         self._skipped(exchange, "")
         began, started, aligner = _begin(exchange), False, await self._aaligner()
-        async with closing_once(aligner.astream(exchange, timeout=self._settings.timeout)) as pieces:
+        async with closing_once(aligner.astream(exchange, timeout=self._settings.timeout, unchecked=True)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Correction):
                     correction = await self._atell(_end(self._noted(piece), began), broken_off=started)
@@ -176,7 +176,10 @@ class Correcting:
         if self._session is not None:
             return self._session.aligner
         named = self._settings.aligner
-        return named if isinstance(named, Aligner) else shared_aligner(named)
+        return self._configured(named if isinstance(named, Aligner) else shared_aligner(named))
+
+    def _configured(self, aligner: Aligner) -> Aligner:
+        return configured(aligner, self._settings.policy, self._settings.criteria, self._settings.strength)
 
     async def _aaligner(self) -> Aligner:
         at_hand = self._session is not None or isinstance(self._settings.aligner, Aligner)

@@ -16,7 +16,7 @@ from llama_index.core.base.response.schema import (
 )
 from llama_index.core.schema import BaseComponent, MetadataMode, QueryBundle, QueryType
 from llama_index_instrumentation import get_dispatcher
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_serializer, field_validator
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
@@ -30,6 +30,7 @@ from aligner_chain.llama_index.streams import (
     corrected_async_stream,
     corrected_stream,
 )
+from aligner_chain.policy import Policy
 
 _R = TypeVar("_R", bound=RESPONSE_TYPE)
 
@@ -54,6 +55,11 @@ class AlignerResponsePostprocessor(BaseComponent):
     Args:
         aligner: an `Aligner`, or a folder or hub id, loaded at first use and once in a process. Default: the one that
             `ALIGNER_MODEL` names, else the one that `$ALIGNER_HOME` serves at the time of each call.
+        policy: what of its corrections is served, and which answers it sees at all. Default: the Aligner's own, by which
+            a correction must not damage code, links, quotes, citations or JSON (`aligner_chain.checks`).
+        criteria: what to judge by, in the Aligner's own words. Default: what it was trained for.
+        strength: the score of an answer below which it is corrected, from 0 (none is) to 1 (all are). Default: as
+            calibrated, else the Aligner's verdict.
         on_correction: called with every `Correction` before the answer is returned, also when an error is raised. Its
             own errors are logged and counted in `on_correction_failures`. A coroutine function works under asyncio.
         on_error: what to do where the correction of an answer failed: "raise" its error, or "pass_through" the
@@ -78,6 +84,9 @@ class AlignerResponsePostprocessor(BaseComponent):
     """
 
     aligner: Aligner | str | Path | None = None
+    policy: InstanceOf[Policy] | None = Field(default=None, exclude=True, repr=False)
+    criteria: tuple[str, ...] | None = None
+    strength: float | None = Field(default=None, ge=0, le=1)
     on_correction: CorrectionHook | None = Field(default=None, exclude=True, repr=False)
     on_error: Literal["raise", "pass_through"] = "raise"
     timeout: float | None = Field(default=None, gt=0)

@@ -126,16 +126,56 @@ def test_nothing_to_correct(aligner: Aligner) -> None:
     assert aligner.correct([]) == []
 
 
-def test_strength_moves_the_verdict(aligner: Aligner) -> None:
-    def outcomes(strength: float) -> list[str]:
-        return [one.outcome for one in aligner.correct([GOOD, WRONG], strength=strength)]
+STRENGTHS = (0.0, 1e-6, 0.25, 0.5, 0.75, 1 - 1e-6, 1.0)
 
-    assert outcomes(0.0) == ["approved", "corrected"]
-    assert outcomes(-50.0) == ["approved", "approved"]
-    assert outcomes(50.0)[0] != "approved"
-    # The score is the model's own, whatever the strength.
-    [plain], [pushed] = aligner.correct([GOOD]), aligner.correct([GOOD], strength=50.0)
-    assert plain.scores["keep"] == pytest.approx(pushed.scores["keep"])
+
+def test_strength_is_the_score_below_which_an_answer_is_corrected(aligner: Aligner) -> None:
+    answers = [GOOD, WRONG, *(Exchange.of("Return?", f"Within {days} days.") for days in (3, 31, 300, 90))]
+    keep = [scores["keep"] for scores in aligner.inspect(answers)]
+    assert len({round(score, 6) for score in keep}) > 2
+    for strength in STRENGTHS:
+        for score, one in zip(keep, aligner.correct(answers, strength=strength), strict=True):
+            assert (one.outcome == "approved") == (score > strength) or strength == 0
+            if strength:
+                # The score is the model's own, whatever the strength.
+                assert one.scores["keep"] == pytest.approx(score)
+                assert one.thresholds == {"keep": strength}
+
+
+def test_at_strength_0_every_answer_is_served_as_it_is(aligner: Aligner) -> None:
+    for one in aligner.correct([GOOD, WRONG, ENDLESS], strength=0.0):
+        assert (one.outcome, one.text, one.usage.forwards) == ("approved", one.exchange.answer, 0)
+
+
+def test_without_a_verdict_the_least_likely_token_decides(trained: Any) -> None:
+    model, tokenizer = trained
+    aligner = foreign_aligner(model, tokenizer)
+    answers = [GOOD, WRONG, RUDE, ODD]
+    plain = aligner.correct(answers)
+    copy = [scores["copy"] for scores in aligner.inspect(answers)]
+    assert 0 < min(copy) < max(copy) < 1
+    for strength in sorted({*STRENGTHS, *copy}):
+        for score, before, one in zip(copy, plain, aligner.correct(answers, strength=strength), strict=True):
+            if score > strength or strength == 0:
+                assert (one.outcome, one.text) == ("approved", one.exchange.answer)
+                assert strength == 0 or one.usage.forwards == 1
+            else:
+                assert (one.outcome, one.text) == (before.outcome, before.text)
+            if 0 < strength < 1:
+                assert one.scores["copy"] == pytest.approx(score)
+    aligner.close()
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_is_between_0_and_1(aligner: Aligner, strength: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"from 0 .* to 1"):
+        aligner.correct([GOOD], strength=strength)
+
+
+def test_what_cannot_be_scored_has_no_score(aligner: Aligner) -> None:
+    assert aligner.inspect([Exchange.of("Return?", ""), Exchange(turns=(), answer="x")]) == [{}, {}]
+    with pytest.raises(CapabilityError, match="ClassifierInspector"):
+        Aligner.scripted(lambda exchange: exchange.answer).inspect([GOOD])
 
 
 def test_left_out_turns_are_told(aligner: Aligner) -> None:
@@ -208,13 +248,14 @@ def test_a_deadline_found_by_the_engine_is_a_timeout(aligner: Aligner) -> None:
 # --- set up wrongly ---
 
 
-def test_templates_without_verdict_or_criteria(trained: Any) -> None:
-    model, tokenizer = trained
+def foreign_aligner(model: Any, tokenizer: Any) -> Aligner:
     template = get_template("pku-aligner/2", "refuse")
     metadata = AlignerMetadata(name="pku", version="1", template=template.name)
-    foreign = Aligner(HuggingFaceEngine(model, tokenizer), metadata=metadata, template=template, tokenizer=tokenizer)
-    with pytest.raises(CapabilityError, match="strength="):
-        foreign.correct([GOOD], strength=1.0)
+    return Aligner(HuggingFaceEngine(model, tokenizer), metadata=metadata, template=template, tokenizer=tokenizer)
+
+
+def test_templates_without_verdict_or_criteria(trained: Any) -> None:
+    foreign = foreign_aligner(*trained)
     with pytest.raises(CapabilityError, match="criteria"):
         foreign.correct([GOOD], criteria=["polite"])
     [correction] = foreign.correct([Exchange.of("##Answer: x", "y")])
@@ -248,7 +289,9 @@ def test_a_script_plays_the_aligner() -> None:
     assert isinstance(failed.error.__cause__, LookupError)
     assert Aligner.scripted(lambda _: " ").correct([GOOD])[0].outcome == "kept"
     with pytest.raises(CapabilityError, match="strength="):
-        aligner.correct([GOOD], strength=1.0)
+        aligner.correct([GOOD], strength=0.5)
+    assert [one.text for one in aligner.correct([WRONG] * 2, strength=0.0)] == [WRONG.answer] * 2
+    assert aligner.correct([WRONG], strength=1.0)[0].text == "Within 30 days!"
     aligner.close()
     assert isinstance(aligner.correct([GOOD])[0].error, EngineError)
 

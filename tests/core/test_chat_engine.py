@@ -157,7 +157,7 @@ def test_what_needs_tokens_is_refused() -> None:
         with pytest.raises(CapabilityError):
             engine.submit([request])
     with pytest.raises(CapabilityError, match="strength="):
-        Aligner.from_chat_model(Recording()).correct([WRONG], strength=1.0)
+        Aligner.from_chat_model(Recording()).correct([WRONG], strength=0.5)
 
 
 def test_the_model_gives_the_identity() -> None:

@@ -84,6 +84,17 @@ def test_a_diff_shows_the_change_in_place_and_why(aligner: Path, capsys: pytest.
     assert "corrected, 1 edit" in why
 
 
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_a_terminal_gets_colours_unless_it_asked_for_none(
+    no_color: str, coloured: bool, aligner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["correct", "--aligner", str(aligner), "--question", "Is it?", "--answer", "Yes.", "--diff"]) == 0
+    diff = capsys.readouterr().out.splitlines()[0]
+    assert diff == ("\x1b[31;9mYes\x1b[0m\x1b[32;4mNo\x1b[0m." if coloured else "[-Yes-]{+No+}.")
+
+
 def test_json_lines_from_a_file_keep_their_order_beyond_one_batch(
     aligner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +283,7 @@ def test_the_doctor_knows_the_extras_of_the_package() -> None:
     assert set(names) - set(EXTRAS) == {"all", "dev"}
 
 
-@pytest.mark.parametrize("command", [[], ["correct"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["correct"], ["check"], ["doctor"]])
 def test_help_answers_and_each_command_shows_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([*command, "--help"])

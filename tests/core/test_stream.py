@@ -39,7 +39,7 @@ TEMPLATES = ["aligner-chain/1", "pku-aligner/1", "pku-aligner/2", "align-anythin
 def test_text_comes_before_the_engine_is_done(playing: Any, template: str) -> None:
     criteria = ("polite",) if template == "aligner-chain/1" else ()
     aligner = playing("a good answer ", *criteria, template=template)
-    stream = aligner.stream(EXCHANGE)
+    stream = aligner.stream(EXCHANGE, unchecked=True)
     early = ""
     aligner.engine.beats.release(place_of_the_d(aligner) + 1)
     while early != "a good":
@@ -55,7 +55,7 @@ def test_text_comes_before_the_engine_is_done(playing: Any, template: str) -> No
 
 async def test_the_same_for_asyncio(playing: Any) -> None:
     aligner = playing("a good answer")
-    stream = aligner.astream(EXCHANGE)
+    stream = aligner.astream(EXCHANGE, unchecked=True)
     aligner.engine.beats.release(7)
     early = ""
     while early != "a good":
@@ -68,9 +68,9 @@ async def test_the_same_for_asyncio(playing: Any) -> None:
 
 async def both(aligner: Aligner, exchange: Exchange = EXCHANGE, **settings: Any) -> list[list[Any]]:
     released(aligner)
-    synchronous = list(aligner.stream(exchange, **settings))
+    synchronous = list(aligner.stream(exchange, unchecked=True, **settings))
     released(aligner)
-    return [synchronous, [piece async for piece in aligner.astream(exchange, **settings)]]
+    return [synchronous, [piece async for piece in aligner.astream(exchange, unchecked=True, **settings)]]
 
 
 async def test_a_kept_answer_comes_whole(playing: Any) -> None:
@@ -95,7 +95,7 @@ async def test_a_copy_keeps_the_whitespace_of_the_answer(playing: Any, template:
 
 def test_what_breaks_off_has_failed_though_some_of_it_is_out(playing: Any) -> None:
     aligner = playing("a good ans", finish="length")
-    stream = aligner.stream(EXCHANGE)
+    stream = aligner.stream(EXCHANGE, unchecked=True)
     aligner.engine.beats.release(place_of_the_d(aligner) + 1)
     early = next(stream)
     released(aligner)
@@ -113,7 +113,7 @@ async def test_an_empty_correction_leaves_the_original(playing: Any, text: str) 
 
 
 async def test_too_slow_has_failed(playing: Any) -> None:
-    for run in (lambda aligner: list(aligner.stream(EXCHANGE, timeout=0.05)), asynchronous):
+    for run in (lambda aligner: list(aligner.stream(EXCHANGE, unchecked=True, timeout=0.05)), asynchronous):
         aligner = playing("a good answer")
         aligner.engine.beats.release(3)
         result = run(aligner)
@@ -123,18 +123,18 @@ async def test_too_slow_has_failed(playing: Any) -> None:
 
 
 async def asynchronous(aligner: Aligner) -> list[Any]:
-    return [piece async for piece in aligner.astream(EXCHANGE, timeout=0.05)]
+    return [piece async for piece in aligner.astream(EXCHANGE, unchecked=True, timeout=0.05)]
 
 
 async def test_whoever_stops_reading_stops_the_decoding(playing: Any) -> None:
     aligner = playing("a good answer")
     aligner.engine.beats.release(3)
-    stream = aligner.stream(EXCHANGE)
+    stream = aligner.stream(EXCHANGE, unchecked=True)
     next(stream)
     stream.close()
     assert aligner.engine.tickets[0].cancelled
     aligner.engine.beats.release(5)  # two of them for the first, which still plays
-    astream = aligner.astream(EXCHANGE)
+    astream = aligner.astream(EXCHANGE, unchecked=True)
     await anext(astream)
     await astream.aclose()
     assert aligner.engine.tickets[0].cancelled
@@ -171,7 +171,10 @@ async def test_what_needs_no_engine_streams_too(playing: Any) -> None:
 
 async def test_an_engine_of_texts_gives_one_piece() -> None:
     aligner = Aligner.scripted(lambda exchange: "a good answer")
-    for pieces in (list(aligner.stream(EXCHANGE)), [piece async for piece in aligner.astream(EXCHANGE)]):
+    for pieces in (
+        list(aligner.stream(EXCHANGE, unchecked=True)),
+        [piece async for piece in aligner.astream(EXCHANGE, unchecked=True)],
+    ):
         assert pieces[:-1] == ["a good answer"]
         assert (pieces[-1].outcome, pieces[-1].reason) == ("corrected", "")
 

@@ -237,7 +237,8 @@ def test_a_cache_holds_the_corrected_answer_and_knows_the_aligner(aligned: Any, 
     assert [aligned(upstream).invoke("q").text for _ in range(2)] == ["a good answer"] * 2
     assert len(upstream.asked) == 1
     other = Aligner.scripted(lambda exchange: "other")
-    other.metadata = type(other.metadata)(name="other", version="1", template="scripted")
+    metadata = type(other.metadata)(name="other", version="1", template="scripted")
+    other = Aligner(other.engine, metadata=metadata)
     assert AlignedChatModel(llm=upstream, corrector=AlignerCorrector(other)).invoke("q").text == "other"
 
 

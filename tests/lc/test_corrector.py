@@ -274,7 +274,8 @@ async def test_turned_off_for_a_call(fixer: AlignerCorrector, told: list[Correct
 STRUCTURED = {
     "a value": ('{"mood": "bad"}', '{"mood": "good"}', "corrected"),
     "an item": ('["bad", "bad"]', '["good"]', "corrected"),
-    "a fence": ('```json\n{"mood": "bad"}\n```', '{"mood": "good"}', "corrected"),
+    "a fence": ('```json\n{"mood": "bad"}\n```', '```json\n{"mood": "good"}\n```', "corrected"),
+    "a lost fence": ('```json\n{"mood": "bad"}\n```', '{"mood": "good"}', "kept"),
     "a lost key": ('{"mood": "bad", "why": "?"}', '{"mood": "good"}', "kept"),
     "another kind": ('{"mood": "bad"}', '{"mood": 3}', "kept"),
     "another inside": ('[{"mood": "bad"}]', '[{"tone": "good"}]', "kept"),
@@ -352,7 +353,8 @@ def test_a_cache_key_names_the_aligner_and_what_it_does(
 ) -> None:
     monkeypatch.delenv("ALIGNER_MODEL", raising=False)
     monkeypatch.setenv("ALIGNER_HOME", str(tmp_path))
-    settings = {"question": None, "structured": "skip", "keep_original": False}
+    settings: dict[str, Any] = {"question": None, "structured": "skip", "keep_original": False}
+    settings |= {"policy": "None", "criteria": None, "strength": None}
     assert AlignerCorrector(aligner).identifying_params == {"aligner": "scripted@1", **settings}
     assert AlignerCorrector("some/aligner").identifying_params == {"aligner": "some/aligner", **settings}
     assert AlignerCorrector().identifying_params == {"aligner": "None", **settings}
