@@ -10,8 +10,9 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 from uuid import UUID
@@ -20,7 +21,10 @@ Outcome = Literal["approved", "corrected", "kept", "skipped", "failed"]
 Format = Literal["text", "terminal", "markdown", "html"]
 
 _LONG = 1000
-"""Pieces of text from which on a diff is approximate."""
+"""Words and marks from which on a text is compared by its sentences."""
+_VERY_LONG = 2000
+"""Sentences from which on not even these are told apart."""
+_ENDS = frozenset(".!?:;")
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 
 
@@ -195,16 +199,60 @@ class Correction:
 
 
 def edits_between(before: str, after: str) -> tuple[Edit, ...]:
-    """The changes that turn `before` into `after`, by words, in order and without overlap."""
+    """The changes that turn `before` into `after`, by words, in order and without overlap.
+
+    In a long text they are looked for sentence by sentence, and a passage of which little is left is one change.
+    """
     old, new = _PIECES.findall(before), _PIECES.findall(after)
     starts = _offsets(old)
-    # In a long text, words found everywhere do not anchor a match: an upstream that repeats itself would take minutes.
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=len(new) > _LONG)
     return tuple(
         Edit(start=starts[i], end=starts[k], before="".join(old[i:k]), after="".join(new[j:m]))
-        for tag, i, k, j, m in matcher.get_opcodes()
-        if tag != "equal"
+        for i, k, j, m in _changes(old, new)
     )
+
+
+Change = tuple[int, int, int, int]
+"""Pieces of the old text from the first number to before the second, and in their place those of the new one."""
+
+
+def _changes(old: Sequence[str], new: Sequence[str]) -> Iterator[Change]:
+    if max(len(old), len(new)) <= _LONG:
+        yield from _differing(old, new)
+        return
+    ends, others = _sentence_ends(old), _sentence_ends(new)
+    sentences, other_sentences = (
+        ["".join(pieces[start:end]) for start, end in pairwise(borders)]
+        for pieces, borders in ((old, ends), (new, others))
+    )
+    for a, b, c, d in _differing(sentences, other_sentences):
+        i, k, j, m = ends[a], ends[b], others[c], others[d]
+        # To align two passages of thousands of words takes minutes where they repeat themselves.
+        if max(k - i, m - j) > _LONG:
+            yield i, k, j, m
+        else:
+            yield from ((i + s, i + t, j + u, j + v) for s, t, u, v in _differing(old[i:k], new[j:m]))
+
+
+def _differing(old: Sequence[str], new: Sequence[str]) -> list[Change]:
+    if max(len(old), len(new)) > _VERY_LONG:
+        return _middle(old, new)
+    # Without guesses at what is junk: in an answer the same word is often right many times.
+    opcodes = difflib.SequenceMatcher(None, old, new, autojunk=max(len(old), len(new)) > _LONG).get_opcodes()
+    return [(i, k, j, m) for tag, i, k, j, m in opcodes if tag != "equal"]
+
+
+def _middle(old: Sequence[str], new: Sequence[str]) -> list[Change]:
+    """All between what both begin and end with."""
+    shorter = min(len(old), len(new))
+    head = next((at for at in range(shorter) if old[at] != new[at]), shorter)
+    tail = next((at for at in range(shorter - head) if old[-1 - at] != new[-1 - at]), shorter - head)
+    change = head, len(old) - tail, head, len(new) - tail
+    return [change] if old != new else []
+
+
+def _sentence_ends(pieces: Sequence[str]) -> list[int]:
+    ends = [at + 1 for at, piece in enumerate(pieces[:-1]) if piece in _ENDS or "\n" in piece]
+    return [0, *ends, len(pieces)] if pieces else [0]
 
 
 def uuid7() -> UUID:

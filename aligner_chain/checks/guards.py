@@ -74,8 +74,8 @@ def quotes(pair: Comparison) -> Iterator[Damage]:
 
 def citations(pair: Comparison) -> Iterator[Damage]:
     """A sentence that stands keeps as many marks as it had; a mark may go with its sentence, but not the last one."""
-    before, after = pair.answer.citations, pair.correction.citations
-    lost = 0
+    before = tuple(span for span in pair.answer.citations if not _beyond(pair, span))
+    after, lost = pair.correction.citations, 0
     for start, end in pairwise(pair.answer.borders):
         had = _within(before, start, end)
         if had and pair.survived(start, end):
@@ -146,9 +146,13 @@ def _kind(value: Any) -> type:
 
 def _unknown(pair: Comparison) -> bool:
     """Whether the correction cites, by a number that the answer did not, more passages than there are."""
-    passages = len(pair.exchange.context)
     had = {span.text for span in pair.answer.citations}
-    numbers = (span.text[1:-1] for span in pair.correction.citations if span.text not in had)
+    return any(span.text not in had and _beyond(pair, span) for span in pair.correction.citations)
+
+
+def _beyond(pair: Comparison, mark: Span) -> bool:
+    """Whether a mark stands for a passage that there is not: in an answer, to lose it is no damage."""
+    passages, numbers = len(pair.exchange.context), mark.text[1:-1].split(",")
     return bool(passages) and any(number.isdecimal() and int(number) > passages for number in numbers)
 
 

@@ -40,6 +40,28 @@ def test_edits_are_by_words_and_as_few_as_can_be() -> None:
     assert edits == (Edit(start=6, end=11, before="wrong", after="right"),)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "most"),
+    [
+        ("It never rains here, as you know. " * 500, "It never rains here, as you know. " * 499 + "No.", 2),
+        ("word " * 40_000, "word " * 39_000 + "x " + "word " * 500, 1),
+        ("a b " * 20_000, "b a " * 20_000, 1),
+        ("\n".join(map(str, range(9000))), "\n".join(map(str, range(1, 9000, 2))), 9000),
+    ],
+    ids=["sentences", "one word", "two words", "lines"],
+)
+def test_long_texts_that_repeat_themselves_take_no_minutes(before: str, after: str, most: int) -> None:
+    edits = edits_between(before, after)
+    assert applied(before, edits) == after
+    assert 0 < len(edits) <= most
+
+
+def test_a_word_in_a_long_text_is_one_edit() -> None:
+    before = " ".join(f"This is sentence {number}, and it is long." for number in range(400))
+    after = before.replace("sentence 200,", "line 200,").replace("sentence 7,", "line 7,")
+    assert [(one.before, one.after) for one in edits_between(before, after)] == [("sentence", "line")] * 2
+
+
 def test_a_text_that_repeats_itself_is_compared_at_once() -> None:
     """Compared in full this takes minutes, and a looping upstream writes such texts."""
     before, after = "!" * 30_000, "[" * 10_000 + "!" * 20_000

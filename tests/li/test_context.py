@@ -178,8 +178,7 @@ def test_a_passage_cannot_play_a_segment_of_the_prompt(prepared: Any, asked: lis
 
 
 def test_what_does_not_fit_the_window_is_left_out_and_said(playing: Any) -> None:
-    aligner = playing(None, finish="stop")
-    aligner.engine.capabilities = type(aligner.engine.capabilities)(choices=True, bias=True, stream=True, window=90)
+    aligner = playing(None, finish="stop", window=90)
     aligner.engine.beats.release(10)
     given = Response(BAD, source_nodes=[node("one"), node("two" * 20), node("three")])
     result = AlignerResponsePostprocessor(aligner).postprocess_response(given, query_str=QUESTION)

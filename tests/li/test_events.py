@@ -49,7 +49,7 @@ def test_a_refused_correction_is_told_as_it_was_served(correcting: Any) -> None:
     with Listening() as listening:
         refused.postprocess_response(Response("so [1]", source_nodes=[node("one")]), query_str=QUESTION)
     [end] = listening.heard.of("AlignEndEvent")
-    assert (end.corrected, end.outcome, end.reason) == ("so [1]", "kept", "the correction lost [1]")
+    assert (end.corrected, end.outcome, end.reason) == ("so [1]", "kept", "all citations are lost")
 
 
 async def test_an_unchecked_stream_is_told_at_its_end(correcting: Any) -> None:

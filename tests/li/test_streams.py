@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -196,14 +197,28 @@ async def test_a_failure_before_any_text_follows_the_policy(correcting: Any, tol
     assert [correction.outcome for correction in told] == ["failed"] * 4
 
 
-async def test_a_lost_citation_is_only_noted(correcting: Any, told: list[Correction]) -> None:
+async def test_a_lost_citation_is_only_noted_once_it_is_out(
+    correcting: Any, told: list[Correction], playing: Any
+) -> None:
+    for make in (stream_of, async_stream_of):
+        aligner = playing("none of it")
+        aligner.engine.beats.release(5)
+        losing = correcting(aligner, stream_unchecked=True)
+        response = make(losing, "as said in [1]", source_nodes=[node("one")])
+        threading.Timer(0.5, aligner.engine.beats.release, [1000]).start()
+        assert await read(response) == "none of it"
+        assert response.metadata["aligner"]["outcome"] == "corrected"
+        assert "the correction lost [1]" in response.metadata["aligner"]["reason"]
+    assert {one.action for one in told[0].findings} == {"warn"}
+
+
+async def test_what_is_not_out_yet_is_checked_unchecked_too(correcting: Any) -> None:
+    """An engine that gives no tokens before its end has handed nothing out by then."""
     losing = correcting(Aligner.scripted(lambda exchange: "none"), stream_unchecked=True)
     for make in (stream_of, async_stream_of):
         response = make(losing, "as said in [1]", source_nodes=[node("one")])
-        assert await read(response) == "none"
-        assert response.metadata["aligner"]["outcome"] == "corrected"
-        assert "the correction lost [1]" in response.metadata["aligner"]["reason"]
-    assert "the correction lost [1]" in told[0].reason
+        assert await read(response) == "as said in [1]"
+        assert response.metadata["aligner"]["outcome"] == "kept"
 
 
 async def test_what_is_skipped_is_skipped_unchecked_too(correcting: Any, told: list[Correction]) -> None:

@@ -129,7 +129,8 @@ JSON = {
     "another kind": ('{"mood": "bad"}', '{"mood": 3}', "kept"),
     "another key": ('{"mood": "bad"}', '{"tone": "good"}', "kept"),
     "no JSON": ('["bad"]', "good", "kept"),
-    "a fence": ('```json\n{"mood": "bad"}\n```', '{"mood": "good"}', "corrected"),
+    "a fence": ('```json\n{"mood": "bad"}\n```', '```json\n{"mood": "good"}\n```', "corrected"),
+    "no fence": ('```json\n{"mood": "bad"}\n```', '{"mood": "good"}', "kept"),
 }
 
 
