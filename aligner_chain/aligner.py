@@ -20,6 +20,7 @@ from aligner_chain.checkpoint import AlignerMetadata, read_metadata
 from aligner_chain.engines.base import Engine, Request, Ticket
 from aligner_chain.errors import CapabilityError, CheckpointError, ConfigurationError, EngineError, TemplateError
 from aligner_chain.exchange import Correction, Exchange, Turn
+from aligner_chain.inspectors import Inspector
 from aligner_chain.policy import Inspection, Policy
 from aligner_chain.session import Reading, Session
 from aligner_chain.streaming import Pieces, awoken, woken
@@ -111,6 +112,34 @@ class Aligner:
 
         metadata = AlignerMetadata(name="scripted", version="1", template="scripted")
         return cls(ScriptedEngine(script), metadata=metadata)
+
+    @classmethod
+    def squad(
+        cls,
+        members: Mapping[str, Aligner],
+        inspector: Inspector,
+        thresholds: Mapping[str, float],
+        *,
+        stages: int = 1,
+        policy: Policy | None = None,
+    ) -> Aligner:
+        """Several Aligners as one, each for a criterion of its own: an answer goes to the one whose criterion it fails worst.
+
+        Args:
+            members: The Aligner for each criterion; they stay the caller's to close.
+            inspector: Scores the criteria of every answer.
+            thresholds: For each criterion the score that an answer needs more than to pass.
+            stages: Aligners that one answer sees at most, the worst criterion first; one that passes all of them stops.
+            policy: What is served of the corrections, beside what each member's own policy let pass.
+
+        Raises:
+            ConfigurationError: A criterion without a threshold, or no member or stage at all.
+        """
+        from aligner_chain.squad import SquadEngine
+
+        engine = SquadEngine(members, inspector, thresholds, stages)
+        version = "+".join(member.identity for member in members.values())
+        return cls(engine, metadata=AlignerMetadata(name="squad", version=version, template="squad"), policy=policy)
 
     def with_adapter(self, path: str | Path) -> Aligner:
         """An Aligner on the same model in memory with the PEFT adapter in a folder or behind a hub id.

@@ -218,7 +218,7 @@ class Assembly:
 
     def _scores(self, job: Job, generation: Generation) -> Mapping[str, float]:
         if job.rendered is None:
-            return {}
+            return generation.scores
         if generation.choice_logprobs:
             keep, fix = (generation.choice_logprobs[token] for token in job.rendered.choices)
             # The difference can be so large that exp overflows; then the probability is 0 to every digit.

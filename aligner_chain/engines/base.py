@@ -93,7 +93,8 @@ class Generation:
 
     `choice_logprobs` are of the unbiased distribution at the first position. `draft_logprobs` has one value per token
     of the draft: its log-probability behind the prompt and all of the draft before it with `score_draft`, else behind
-    the output at the place where it was proposed, and NaN where it never was.
+    the output at the place where it was proposed, and NaN where it never was. `scores` are those that an engine of texts
+    has for the answer, by criterion.
     """
 
     key: str
@@ -104,6 +105,7 @@ class Generation:
     criteria: tuple[str, ...] = ()
     draft_logprobs: tuple[float, ...] | None = None
     choice_logprobs: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     usage: Usage = field(default_factory=Usage)
 
 
