@@ -27,12 +27,16 @@ KEEP_SHARE = (0.3, 0.4)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignerTrainingSettings:
-    """The two stages, the template, and whether adapters are trained (`lora`: arguments of PEFT's `LoraConfig`)."""
+    """The two stages, the template, and whether adapters are trained (`lora`: arguments of PEFT's `LoraConfig`).
+
+    `asked_share` is the share of rows whose prompt names criteria, so that they can be chosen with each request.
+    """
 
     warm_up: TrainingSettings | None = field(default_factory=lambda: TrainingSettings(epochs=1.0))
     correction: TrainingSettings = field(default_factory=TrainingSettings)
     template: str = "aligner-chain/1"
     lora: Any = None
+    asked_share: float = 0.0
     seed: int = 0
 
 
@@ -63,7 +67,8 @@ def train_aligner(
     """
     template = get_template(settings.template)
     window = int(model.config.max_position_embeddings)
-    balanced = balance(triples, random.Random(settings.seed))
+    rng = random.Random(settings.seed)
+    balanced = naming_criteria(balance(triples, rng), settings.asked_share, rng)
     rows, too_long = correction_rows(template, tokenizer, balanced, window)
     if not rows:
         message = (
@@ -89,6 +94,28 @@ def balance(triples: Sequence[Triple], rng: random.Random) -> list[Triple]:
     chosen = rng.sample(keeps, min(len(keeps), most_keeps)) + rng.sample(fixes, min(len(fixes), most_fixes))
     rng.shuffle(chosen)
     return chosen
+
+
+def naming_criteria(triples: Sequence[Triple], share: float, rng: random.Random) -> list[Triple]:
+    """The triples, a share of which asks for some of the criteria that occur, in any order (MetaAligner, arXiv 2403.17141).
+
+    An answer that breaks none of those it is asked for is right as it stands. Where it breaks some of them nobody knows how
+    it would read with only these mended, so then all that it breaks are asked for.
+    """
+    known = sorted({name for triple in triples for name in triple.criteria})
+    return [_asking(triple, known, rng) if known and rng.random() < share else triple for triple in triples]
+
+
+def _asking(triple: Triple, known: Sequence[str], rng: random.Random) -> Triple:
+    chosen, broken = set(rng.sample(known, rng.randint(1, len(known)))), set(triple.criteria)
+    if triple.correction is not None and not broken:
+        return triple  # nobody said which criterion it breaks
+    if chosen & broken:
+        chosen |= broken
+    asked = rng.sample(sorted(chosen), len(chosen))
+    if chosen & broken or triple.correction is None:
+        return replace(triple, asked=tuple(asked))
+    return replace(triple, asked=tuple(asked), correction=None, criteria=())
 
 
 def correction_rows(
@@ -127,7 +154,7 @@ def warm_up_rows(
 
 def _prompt(template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[int, ...]:
     exchange = Exchange(turns=triple.turns, answer=triple.answer, context=triple.context)
-    return template.prompt(exchange, tokenizer)
+    return template.prompt(exchange, tokenizer, triple.asked)
 
 
 def _target(template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[int, ...]:

@@ -80,6 +80,12 @@ def _add_train_aligner(commands: Any) -> None:
     train.add_argument("--out", type=Path, required=True, help="a new folder for the Aligner")
     train.add_argument("--template", default="aligner-chain/1", help="template to train for (default aligner-chain/1)")
     train.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank and merge them")
+    train.add_argument(
+        "--asked-share",
+        type=float,
+        default=0.0,
+        help="share of rows whose prompt names some criteria, so that calls can choose them (default 0)",
+    )
     train.add_argument("--epochs", type=float, default=3.0, help="passes over the corrections (default 3)")
     train.add_argument(
         "--warm-up-epochs", type=float, default=1.0, help="passes of the warm-up, 0 for none (default 1)"

@@ -46,7 +46,7 @@ class PairSet:
 class Triple:
     """A question, an answer and its correction, to train an Aligner on. `correction` None: the answer is right, KEEP.
 
-    `criteria` are those that the answer broke. `source` says who vouches for the row: a gold set, an independent
+    `criteria` are those that the answer broke, `asked` those that it is judged by (): whatever the Aligner knows. `source` says who vouches for the row: a gold set, an independent
     verifier or an annotator.
     """
 
@@ -55,6 +55,7 @@ class Triple:
     correction: str | None
     context: tuple[str, ...] = ()
     criteria: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
     source: Source = "gold"
 
     @property

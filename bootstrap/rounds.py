@@ -260,7 +260,8 @@ class _Round:
             def write(folder: Path) -> None:
                 save_model(trained.model, base, folder)
                 digest = pinned["sha256"]
-                write_metadata(folder, replace(read_metadata(base), version=digest[:12], data_sha256=digest))
+                metadata = replace(read_metadata(base), version=digest[:12], data_sha256=digest, calibrations={})
+                write_metadata(folder, metadata)  # a threshold measured on the base says nothing of the candidate
 
             return self.registry.add("aligner", write, {"base": str(base), "data": pinned})
 

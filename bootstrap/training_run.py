@@ -45,6 +45,7 @@ class TrainingRun:
             warm_up=TrainingSettings(epochs=warm, **shared) if warm else None,
             correction=TrainingSettings(epochs=arguments.epochs, **shared),
             template=arguments.template,
+            asked_share=arguments.asked_share,
             lora={**LORA, "r": arguments.lora, "lora_alpha": 2 * arguments.lora} if arguments.lora else None,
             seed=arguments.seed,
         )

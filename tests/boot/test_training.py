@@ -20,18 +20,19 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.checkpoint import read_metadata, write_metadata
 from aligner_chain.engines.base import Sampling
 from aligner_chain.errors import CheckpointError
-from aligner_chain.exchange import Exchange
-from aligner_chain.templates import SPECIAL_TOKENS, get_template
+from aligner_chain.exchange import Exchange, Turn
+from aligner_chain.templates import SPECIAL_TOKENS, get_template, prepare_tokenizer
 from bootstrap.aligner_training import (
     KEEP_SHARE,
     add_template_tokens,
     balance,
     correction_rows,
+    naming_criteria,
     warm_up_rows,
 )
 from bootstrap.answering import Answering
 from bootstrap.errors import TrainingDataError
-from bootstrap.pairs import Pair
+from bootstrap.pairs import Pair, Triple
 from bootstrap.sft import Row, TrainingSettings, bucketed, run_trainer, train_rows
 from bootstrap.upstream import DPOSettings, preference_rows, save_model, train_upstream
 
@@ -148,6 +149,40 @@ def test_rows_that_would_be_cut_are_dropped_and_counted() -> None:
     rows, dropped = correction_rows(template, tokenizer, triples, window)
     assert dropped == sum(length > window for length in lengths) > 0
     assert len(rows) + dropped == len(triples)
+
+
+def test_an_answer_is_right_as_far_as_it_is_asked_for() -> None:
+    turns = (Turn(role="user", text="q"),)
+    wrong = Triple(turns=turns, answer="bad", correction="good", criteria=("kind", "true"))
+    brief = Triple(turns=turns, answer="long", correction="short", criteria=("brief",))
+    right = Triple(turns=turns, answer="fine", correction=None)
+    vague = Triple(turns=turns, answer="odd", correction="even")
+    rng = random.Random(0)
+    named = [one for _ in range(200) for one in naming_criteria([wrong, brief, right, vague], 1.0, rng)]
+    assert all(one.asked or one == vague for one in named)
+    for one in named:
+        asked, broken = set(one.asked), {"bad": {"kind", "true"}, "long": {"brief"}}.get(one.answer, set())
+        assert not asked & broken or asked >= broken
+        if one.answer != "odd":
+            assert (one.correction is not None) == bool(asked & broken)
+    orders = {one.asked for one in named if set(one.asked) == {"brief", "kind", "true"}}
+    assert len(orders) == 6
+    assert naming_criteria([wrong, right], 0.0, rng) == [wrong, right]
+    half = naming_criteria([wrong] * 400, 0.5, rng)
+    assert 150 < sum(bool(one.asked) for one in half) < 250
+
+
+def test_criteria_that_are_asked_for_stand_in_the_prompt() -> None:
+    tokenizer = micro.tokenizer()
+    prepare_tokenizer(tokenizer)
+    template = get_template("aligner-chain/1")
+    row = Triple(
+        turns=(Turn(role="user", text="say tea sun"),), answer="bad", correction="good", asked=("kind", "right")
+    )
+    [plain], _ = correction_rows(template, tokenizer, [replace(row, asked=())], 256)
+    [asked], _ = correction_rows(template, tokenizer, [row], 256)
+    assert asked.prompt == template.prompt(row.exchange, tokenizer, ("kind", "right")) != plain.prompt
+    assert asked.output == plain.output
 
 
 @pytest.mark.parametrize("keeps", [0.05, 0.35, 0.8])
