@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 
+from aligner_chain import decisions
 from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction
 from aligner_chain.langchain.jobs import Asked, Job, Source, asked_so_far, enabled, prepare, waiting_for_aligner
@@ -43,12 +44,13 @@ class Correcting:
         ids: Sequence[str] = (),
     ) -> Job:
         """An input of the corrector; `ids` are those of the chunks that it was merged from."""
-        return prepare(value, self._source(config.get("configurable", {}), parent=run.parent_run_id, chunk_ids=ids))
+        source = self._source(config.get("configurable", {}), parent=run.parent_run_id, chunk_ids=ids)
+        return _skips_told(prepare(value, source))
 
     def answer(self, asked: Asked, answer: AIMessage) -> Job:
         """An answer to a prompt that is at hand."""
         source = self._source(asked.configurable, run_id=asked.run_id, upstream=asked.upstream)
-        return prepare([*asked.messages, answer], source)
+        return _skips_told(prepare([*asked.messages, answer], source))
 
     def held_stream(
         self, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun, config: RunnableConfig
@@ -65,8 +67,7 @@ class Correcting:
         waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
         if waiting:
             corrections = correct_traced(self._aligner(), exchanges, parents, self._settings.timeout)
-            for job, correction in zip(waiting, corrections, strict=True):
-                job.settle(correction)
+            _settle(waiting, corrections)
         self._tell(jobs)
 
     async def asettle(self, jobs: Sequence[Job], runs: Sequence[AsyncCallbackManagerForChainRun] = ()) -> None:
@@ -75,8 +76,7 @@ class Correcting:
         if waiting:
             aligner = await self._aaligner()
             corrections = await acorrect_traced(aligner, exchanges, parents, self._settings.timeout)
-            for job, correction in zip(waiting, corrections, strict=True):
-                job.settle(correction)
+            _settle(waiting, corrections)
         await self._atell(jobs)
 
     def result(self, job: Job) -> Any:
@@ -192,6 +192,19 @@ class Correcting:
             structured=self._settings.structured,
             **known,
         )
+
+
+def _skips_told(job: Job) -> Job:
+    """Logs the decision about an answer that is not for the Aligner, which logs its own."""
+    decisions.tell([job.correction] if job.correction else [])
+    return job
+
+
+def _settle(jobs: Sequence[Job], corrections: Sequence[Correction]) -> None:
+    for job, correction in zip(jobs, corrections, strict=True):
+        job.settle(correction)
+        if job.correction and job.correction is not correction:  # a second line of the same id
+            decisions.tell([job.correction])
 
 
 def raise_or_return(result: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from llama_index_instrumentation import get_dispatcher
 
+from aligner_chain import decisions
 from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.llama_index.asked import Asked, question_not_found
@@ -119,7 +120,9 @@ class Correcting:
         """
         reason = skip or self._skip_reason(exchange.answer)
         if reason:
-            return Correction(exchange=exchange, text=exchange.answer, outcome="skipped", reason=reason)
+            skipped = Correction(exchange=exchange, text=exchange.answer, outcome="skipped", reason=reason)
+            decisions.tell([skipped] if exchange.question else [])
+            return skipped
         if not exchange.question:
             raise question_not_found()
         return None
@@ -145,6 +148,8 @@ class Correcting:
         shape = [other_shape] if self._structured(correction.exchange.answer) else []
         for check in (*checks, *shape, self._marks):
             if reason := check(correction):
+                # A second line of the same id. What a validator of the user's own says may quote the text.
+                decisions.tell([correction.refused(reason.partition(":")[0])])
                 return correction.refused(reason)
         return correction
 

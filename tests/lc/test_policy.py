@@ -57,3 +57,15 @@ def test_criteria_and_strength_go_to_the_aligner(playing: Any) -> None:
     assert (both.policy.strength, both.policy.criteria, both.policy.checks) == (0.2, ("kind",), Checks.off())
     with pytest.raises(ValidationError, match="strength"):
         AlignerCorrector(aligner, strength=1.5)
+
+
+async def test_every_answer_has_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Also one that the Aligner never saw, or whose correction the corrector refused: there the last line holds."""
+    caplog.set_level("INFO", logger="aligner_chain.decisions")
+    aligner = Aligner.scripted(lambda exchange: '{"mood": 3}')
+    corrector = AlignerCorrector(aligner, structured="validate", question="q")
+    await corrector.abatch(['{"mood": "bad"}', ""])
+    lines = [record.decision for record in caplog.records]  # type: ignore[attr-defined]
+    assert [line["outcome"] for line in lines] == ["skipped", "corrected", "kept"]
+    assert lines[1]["id"] == lines[2]["id"]
+    assert "bad" not in caplog.text

@@ -95,3 +95,14 @@ async def test_a_citation_engine_keeps_its_citations(form: str, method: str, cor
     assert [one.action for one in told[0].findings] == ([] if "[2]" in correction else ["restore"])
     assert [one.node.get_content() for one in response.source_nodes] == ["Source 1:\none\n", "Source 2:\ntwo\n"]
     assert told[0].exchange.context == ("Source 1:\none\n", "Source 2:\ntwo\n")
+
+
+def test_every_answer_has_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Also one that the Aligner never saw, or whose correction the postprocessor refused: there the last line holds."""
+    caplog.set_level("INFO", logger="aligner_chain.decisions")
+    postprocessor = AlignerResponsePostprocessor(Aligner.scripted(lambda exchange: "none"), use_context=False)
+    for answer in ("so [1]", "Empty Response"):
+        postprocessor.postprocess_response(Response(answer, source_nodes=THREE), query_str=QUESTION)
+    lines = [record.decision for record in caplog.records]  # type: ignore[attr-defined]
+    assert [line["outcome"] for line in lines] == ["corrected", "kept", "skipped"]
+    assert lines[0]["id"] == lines[1]["id"]
