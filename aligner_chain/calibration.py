@@ -130,6 +130,25 @@ def passing(scores: Sequence[float], threshold: float) -> float | None:
     return sum(score > threshold for score in scores) / len(scores) if scores else None
 
 
+def wilson(k: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """The score interval of a share, k of n (E. B. Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+
+    Args:
+        k: how many of the cases are true, from 0 to `n`.
+        n: how many cases there are; of none nothing is known, and the interval is 0 to 1.
+        z: the normal quantile; the default makes a 95 % interval.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"k must be between 0 and n, not {k} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    share, shrink = k / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / shrink
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
+    # At the ends the exact bound is the share itself, which rounding would miss.
+    return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
+
+
 def auc(good: Sequence[float], bad: Sequence[float]) -> tuple[float, float, float]:
     """The probability that a good answer scores higher than a bad one, a tie counting half, with its 95 % interval.
 

@@ -9,15 +9,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from aligner_chain import __version__, tradeoff
 from aligner_chain.aligner import Aligner
+from aligner_chain.audit import command as audit
 from aligner_chain.bench import report
 from aligner_chain.bench import run as bench
 from aligner_chain.bench.replays import REPLAYS
@@ -26,10 +26,9 @@ from aligner_chain.calibration import DELTA
 from aligner_chain.checks import command as check
 from aligner_chain.doctor import EXTRAS, describe, diagnose
 from aligner_chain.errors import AlignerError, ConfigurationError
-from aligner_chain.exchange import Correction, Exchange, Turn
+from aligner_chain.exchange import Correction, Exchange
+from aligner_chain.jsonl import exchange_of, lines, parsed, text_of
 from aligner_chain.serving import resolve_aligner
-
-T = TypeVar("T")
 
 BATCH = 64
 """Lines that are read, and answers that are corrected, at a time."""
@@ -228,7 +227,8 @@ def _correct(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    for line in check.lines(arguments):
+    told = audit.lines(arguments, _progress, _notice) if arguments.audit else check.lines(arguments)
+    for line in told:
         print(line)
     return 0
 
@@ -263,7 +263,7 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    labelled = list(_parsed(_lines(arguments.file), str(arguments.file), _labelled, "calibrate"))
+    labelled = list(parsed(lines(arguments.file), str(arguments.file), _labelled, "calibrate"))
     exchanges, ok = [exchange for exchange, _ in labelled], [fine for _, fine in labelled]
     path = _writable(arguments.aligner or resolve_aligner(), arguments.write)
     with closing(Aligner.from_pretrained(path, template=arguments.template)) as aligner:
@@ -308,10 +308,10 @@ def _exchanges(arguments: argparse.Namespace) -> Iterator[Exchange]:
     if arguments.question is not None or arguments.answer is not None:
         return iter([_from_options(arguments)])
     if arguments.file is not None:
-        return _parsed(_lines(arguments.file), str(arguments.file), _exchange, "correct")
+        return parsed(lines(arguments.file), str(arguments.file), exchange_of, "correct")
     if sys.stdin.isatty():
         raise ConfigurationError("Nothing to correct. Give --question and --answer, --file, or JSON lines on stdin.")
-    return _parsed(sys.stdin, "stdin", _exchange, "correct")
+    return parsed(sys.stdin, "stdin", exchange_of, "correct")
 
 
 def _from_options(arguments: argparse.Namespace) -> Exchange:
@@ -320,73 +320,17 @@ def _from_options(arguments: argparse.Namespace) -> Exchange:
     return Exchange.of(arguments.question, arguments.answer)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from file
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
-
-
-def _parsed(lines: Iterable[str], source: str, read: Callable[[object], T], command: str) -> Iterator[T]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield read(json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise ConfigurationError(
-                    f"{source}, line {number}: {error}. `aligner-chain {command} --help` shows the form."
-                ) from error
-
-
 def _labelled(row: object) -> tuple[Exchange, bool]:
     if not isinstance(row, Mapping):
         raise TypeError("not a JSON object")
     if ("ok" in row) == ("correction" in row):
         raise ValueError('exactly one of "ok" and "correction" is needed')
-    exchange = _exchange({name: value for name, value in row.items() if name not in ("ok", "correction")})
+    exchange = exchange_of({name: value for name, value in row.items() if name not in ("ok", "correction")})
     if "correction" in row:
-        return exchange, _text(row, "correction") == exchange.answer
+        return exchange, text_of(row, "correction") == exchange.answer
     if not isinstance(row["ok"], bool):
         raise TypeError('"ok" is not true or false')
     return exchange, row["ok"]
-
-
-def _exchange(row: object) -> Exchange:
-    if not isinstance(row, Mapping):
-        raise TypeError("not a JSON object")
-    known = {field.name for field in fields(Exchange)} | {"question"}
-    if unknown := sorted(set(row) - known):
-        raise ValueError(f"unknown key {unknown[0]!r} (known: {', '.join(sorted(known))})")
-    if ("question" in row) == ("turns" in row):
-        raise ValueError('exactly one of "question" and "turns" is needed')
-    texts = {name: _text(row, name) for name in row if name not in {"question", "turns", "context"}}
-    if "answer" not in texts:
-        raise ValueError('"answer" is missing')
-    return Exchange(turns=_turns(row), context=_context(row), **texts)
-
-
-def _turns(row: Mapping[str, object]) -> tuple[Turn, ...]:
-    if "question" in row:
-        return (Turn(role="user", text=_text(row, "question")),)
-    turns = row["turns"]
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        raise TypeError('"turns" is not a list of {"role": ..., "text": ...}')
-    return tuple(Turn(role=_text(turn, "role"), text=_text(turn, "text")) for turn in turns)
-
-
-def _context(row: Mapping[str, object]) -> tuple[str, ...]:
-    passages = row.get("context", [])
-    if not isinstance(passages, list) or not all(isinstance(passage, str) for passage in passages):
-        raise TypeError('"context" is not a list of texts')
-    return tuple(passages)
-
-
-def _text(row: Mapping[str, object], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise TypeError(f'"{name}" is {"missing" if value is None else "not a text"}')
-    return value
 
 
 def _shown(correction: Correction, arguments: argparse.Namespace) -> str:

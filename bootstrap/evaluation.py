@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-Z_95 = 1.96
+from aligner_chain.calibration import Z_95 as Z_95
+from aligner_chain.calibration import wilson as wilson
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,25 +40,6 @@ class GateResult:
     threshold: float
     n: int
     reason: str
-
-
-def wilson(k: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """The score interval of a share, k of n (E. B. Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
-
-    Args:
-        k: how many of the cases are true, from 0 to `n`.
-        n: how many cases there are; of none nothing is known, and the interval is 0 to 1.
-        z: the normal quantile; the default makes a 95 % interval.
-    """
-    if not 0 <= k <= n:
-        raise ValueError(f"k must be between 0 and n, not {k} of {n}")
-    if n == 0:
-        return 0.0, 1.0
-    share, shrink = k / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / shrink
-    # At the ends the exact bound is the share itself, which rounding would miss.
-    return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
 def paired_interval(before: Sequence[bool], after: Sequence[bool], z: float = Z_95) -> PairedChange:

@@ -1,4 +1,4 @@
-"""The command `aligner-chain check`: recorded corrections through the checks."""
+"""The command `aligner-chain check`: recorded corrections through the checks, or traffic through correctors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,24 @@ from aligner_chain.checks.replay import recorded, replay
 from aligner_chain.errors import ConfigurationError
 
 HELP = """\
-Runs recorded corrections through the checks, as they would run before each is served, and tells what comes of them
-beside keeping every original and serving every correction.
+--replay runs recorded corrections through the checks, as they would run before each is served, and tells what comes of
+them beside keeping every original and serving every correction.
 
 A JSON line is {"question": ..., "answer": ..., "correction": ...}, and where there are some "context": [...] (passages)
-and "criteria": [...] (those that the Aligner says were broken). Of a folder every *.jsonl is read."""
+and "criteria": [...] (those that the Aligner says were broken). Of a folder every *.jsonl is read.
+
+--audit has correctors correct the same answers, and compares what harm they do to right ones, how far they mend wrong
+ones, how much they change and how long they take. The null correctors "copy" and "refuse" always stand beside them.
+
+A JSON line is {"question": ..., "answer": ...}, or has turns and passages as in `aligner-chain correct`; and what is known
+of the answer: "correction" (a right one; the same text where the answer is right), "ok" (whether it needs nothing), both
+or none. A TARGET is an Aligner's folder or hub id, or package.module:attribute, found from the current folder, of
+
+  a function f(question, answer) or f(exchange) that returns a text
+  a LangChain Runnable that takes {"question": ..., "answer": ...} and returns a text or a message
+  an aligner_chain.Aligner
+
+Importing a module runs its code. Without --corrector aligner=TARGET the Aligner that is served takes part as "aligner"."""
 
 EXAMPLE = f"""\
 checks:
@@ -29,26 +42,37 @@ original). Bounds of the length: shortest and longest (multiples of the answer's
 
 example:
   aligner-chain check --replay corrections.jsonl
-  aligner-chain check --replay corrections.jsonl --set numbers=keep links=off longest=3 --json"""
+  aligner-chain check --replay corrections.jsonl --set numbers=keep links=off longest=3 --json
+  aligner-chain check --audit traffic.jsonl --corrector aligner=path critique=my_chains:critique --page audit.html"""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Adds the command to those of `aligner-chain`."""
     check = commands.add_parser(
         "check",
-        help="see what the checks make of recorded corrections",
+        help="see what checks make of recorded corrections, or compare correctors",
         description=HELP,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    check.add_argument("--replay", nargs="+", type=Path, required=True, metavar="FILE", help="JSON lines, or a folder")
-    check.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings than the defaults")
+    subject = check.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--replay", nargs="+", type=Path, metavar="FILE", help="JSON lines, or a folder")
+    subject.add_argument("--audit", type=Path, metavar="FILE", help="JSON lines")
+    check.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of --replay: other settings")
+    check.add_argument(
+        "--corrector", nargs="+", action="extend", default=[], metavar="NAME=TARGET", help="of --audit: who takes part"
+    )
+    check.add_argument("--page", type=Path, metavar="FILE", help="of --audit: write one HTML page, too")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     return check
 
 
 def lines(arguments: argparse.Namespace) -> Iterator[str]:
-    """What the command prints."""
+    """What the command prints with --replay."""
+    if arguments.corrector or arguments.page:
+        raise ConfigurationError(
+            "--corrector and --page are for --audit; --replay takes the corrections from its files."
+        )
     report = replay(chain.from_iterable(map(recorded, _files(arguments.replay))), _checks(arguments.set))
     if arguments.json:
         yield json.dumps(report.as_json())

@@ -120,6 +120,20 @@ def test_the_configured_aligner_and_stdin_are_the_defaults(
     assert capsys.readouterr().out == "No.\n"
 
 
+def test_an_audit_takes_the_configured_aligner_and_a_folder(
+    aligner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGNER_MODEL", str(aligner))
+    path = tmp_path / "traffic.jsonl"
+    rows = [{"question": "?", "answer": "Yes.", "correction": "No."}, {"question": "?", "answer": "Yes.", "ok": True}]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    assert main(["check", "--audit", str(path), "--corrector", f"folder={aligner}", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["correctors"]
+    assert list(shown) == ["aligner", "folder", "copy", "refuse"]
+    assert [one["fix"]["fixed"]["count"] for one in shown.values()] == [1, 1, 0, 0]
+    assert [one["harm"]["kept"]["count"] for one in shown.values()] == [0, 0, 1, 0]
+
+
 def test_a_failed_answer_is_printed_as_it_was_and_told_on_stderr(
     aligner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

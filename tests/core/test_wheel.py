@@ -40,7 +40,12 @@ def test_it_holds_both_packages_whole_and_nothing_else(wheel: zipfile.ZipFile) -
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert packed == ours
-    assert {"aligner_chain/py.typed", "bootstrap/py.typed", "bootstrap/report.css"} <= packed
+    assert {
+        "aligner_chain/py.typed",
+        "bootstrap/py.typed",
+        "bootstrap/report.css",
+        "aligner_chain/audit/page.css",
+    } <= packed
 
 
 def test_the_base_asks_for_no_framework(wheel: zipfile.ZipFile) -> None:

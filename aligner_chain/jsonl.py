@@ -1,0 +1,78 @@
+"""JSON lines that people give to a command, read as exchanges; what is wrong with a line is said with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+from aligner_chain.errors import ConfigurationError
+from aligner_chain.exchange import Exchange, Turn
+
+T = TypeVar("T")
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a file. Raises `ConfigurationError` where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+
+
+def parsed(lines: Iterable[str], source: str, read: Callable[[object], T], command: str) -> Iterator[T]:
+    """What `read` makes of each line that is not empty.
+
+    Its `ValueError` and `TypeError` become a `ConfigurationError` that names `source`, the line and the `command` whose
+    help shows the form.
+    """
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield read(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError(
+                    f"{source}, line {number}: {error}. `aligner-chain {command} --help` shows the form."
+                ) from error
+
+
+def exchange_of(row: object) -> Exchange:
+    """An object of "answer", "question" or "turns", and whatever else an `Exchange` holds. A key too many is an error."""
+    if not isinstance(row, Mapping):
+        raise TypeError("not a JSON object")
+    known = {field.name for field in fields(Exchange)} | {"question"}
+    if unknown := sorted(set(row) - known):
+        raise ValueError(f"unknown key {unknown[0]!r} (known: {', '.join(sorted(known))})")
+    if ("question" in row) == ("turns" in row):
+        raise ValueError('exactly one of "question" and "turns" is needed')
+    texts = {name: text_of(row, name) for name in row if name not in {"question", "turns", "context"}}
+    if "answer" not in texts:
+        raise ValueError('"answer" is missing')
+    return Exchange(turns=_turns(row), context=_context(row), **texts)
+
+
+def text_of(row: Mapping[str, object], name: str) -> str:
+    """The text under that name. Raises `TypeError` where there is none."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise TypeError(f'"{name}" is {"missing" if value is None else "not a text"}')
+    return value
+
+
+def _turns(row: Mapping[str, object]) -> tuple[Turn, ...]:
+    if "question" in row:
+        return (Turn(role="user", text=text_of(row, "question")),)
+    turns = row["turns"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
+        raise TypeError('"turns" is not a list of {"role": ..., "text": ...}')
+    return tuple(Turn(role=text_of(turn, "role"), text=text_of(turn, "text")) for turn in turns)
+
+
+def _context(row: Mapping[str, object]) -> tuple[str, ...]:
+    passages = row.get("context", [])
+    if not isinstance(passages, list) or not all(isinstance(passage, str) for passage in passages):
+        raise TypeError('"context" is not a list of texts')
+    return tuple(passages)
