@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aligner_chain.engines.base import Draft
-from aligner_chain.errors import CapabilityError, ContextOverflowError
+from aligner_chain.errors import CapabilityError, ContextOverflowError, UnreadableCorrectionError
 from aligner_chain.exchange import Exchange
 from aligner_chain.templates.growing import GrowingText
 from aligner_chain.templates.plain import PlainText, plain_text
@@ -173,6 +173,13 @@ class CorrectionTemplate(ABC):
         wanted = len(rendered.draft.ids) * 3 // 2 + 64
         room = wanted if window is None else window - len(rendered.prompt)
         return replace(rendered, max_new=min(wanted, room))
+
+
+def refuse_control(ids: Sequence[int], control: frozenset[int], tokenizer: Tokenizer) -> None:
+    """Raises `UnreadableCorrectionError` where an output holds control tokens where its text should be."""
+    if stray := control.intersection(ids):
+        names = tokenizer.convert_ids_to_tokens(sorted(stray))
+        raise UnreadableCorrectionError(f"The correction holds control tokens where text should be: {names}.")
 
 
 def _fits(rendered: Rendered, window: int | None) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from aligner_chain.engines.base import Draft
 from aligner_chain.errors import DelimiterError, TemplateError, UnreadableCorrectionError
 from aligner_chain.exchange import Exchange, Turn
-from aligner_chain.templates.base import CorrectionTemplate, Parsed, Rendered
+from aligner_chain.templates.base import CorrectionTemplate, Parsed, Rendered, refuse_control
 from aligner_chain.templates.chat import chat_prompt
 from aligner_chain.templates.plain import PlainText, plain_text
 from aligner_chain.templates.splice import spliced
@@ -109,6 +109,8 @@ class ForeignTemplate(CorrectionTemplate):
 
     def parse(self, ids: Sequence[int], tokenizer: Tokenizer, rendered: Rendered) -> Parsed:
         plain, before = plain_text(tokenizer), self._text.output
+        # A name that was added as a word, such as Gemma's <table>, is text: these models learned their answers with it.
+        refuse_control(ids, plain.special, tokenizer)
         written = spliced(ids, plain, self._output(rendered.answer, plain), before + rendered.answer)
         if not written.startswith(before.rstrip()):
             raise UnreadableCorrectionError(
@@ -122,7 +124,8 @@ class ForeignTemplate(CorrectionTemplate):
     def _certain(self, ids: Sequence[int], plain: PlainText, rendered: Rendered) -> str:
         written, before = plain.decode(ids), self._text.output
         # Whitespace at the end waits, because a copy is served with the answer's own.
-        return _behind(before, written).rstrip() if written.startswith(before) else ""
+        readable = written.startswith(before) and plain.special.isdisjoint(ids)
+        return _behind(before, written).rstrip() if readable else ""
 
     def _build(self, exchange: Exchange, tokenizer: Tokenizer, plain: PlainText, criteria: Sequence[str]) -> Rendered:
         question, notes = self._guarded(_question(exchange), exchange.answer)

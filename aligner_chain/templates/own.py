@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from aligner_chain.engines.base import Draft
 from aligner_chain.errors import TemplateError, UnreadableCorrectionError
 from aligner_chain.exchange import Exchange, Turn
-from aligner_chain.templates.base import CorrectionTemplate, Parsed, Rendered
+from aligner_chain.templates.base import CorrectionTemplate, Parsed, Rendered, refuse_control
 from aligner_chain.templates.plain import PlainText, plain_text
 from aligner_chain.templates.splice import spliced
 
@@ -78,7 +79,7 @@ class OwnTemplate(CorrectionTemplate):
             )
         plain = plain_text(tokenizer)
         text, *criteria = _split(ids[1:], plain.added[BROKEN])
-        _refuse_control(text, criteria, plain, tokenizer)
+        refuse_control((*text, *chain(*criteria)), plain.control, tokenizer)
         corrected = spliced(text, plain, rendered.draft, rendered.answer)
         return Parsed(keep=False, text=corrected, criteria=tuple(dict.fromkeys(map(plain.decode, criteria))))
 
@@ -124,12 +125,3 @@ def _split(ids: Sequence[int], separator: int) -> list[tuple[int, ...]]:
         else:
             parts[-1].append(token)
     return [tuple(part) for part in parts]
-
-
-def _refuse_control(
-    text: Sequence[int], criteria: Sequence[Sequence[int]], plain: PlainText, tokenizer: Tokenizer
-) -> None:
-    stray = plain.control & set(text).union(*criteria)
-    if stray:
-        names = tokenizer.convert_ids_to_tokens(sorted(stray))
-        raise UnreadableCorrectionError(f"The correction holds control tokens where text should be: {names}.")

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class PlainText:
     """The plain-text side of one tokenizer; made once per tokenizer by `plain_text`.
 
     `control` holds the ids that no text may become: all special and added tokens, except runs of whitespace (which
-    some tokenizers keep as added tokens) and the token for unknown characters. `added` names all added ones; `unknown`
-    is the token for unknown characters, if any; `bos` holds what the tokenizer itself puts before a text.
+    some tokenizers keep as added tokens) and the token for unknown characters; `special` those of them that a model
+    writes as a sign only, never as a word. `added` names all added ones; `unknown` is the token for unknown characters,
+    if any; `bos` holds what the tokenizer itself puts before a text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -37,6 +40,9 @@ class PlainText:
         self.added = {str(token["content"]): int(token["id"]) for token in spec["added_tokens"]}
         self._names = tuple(name for name in self.added if not name.isspace())
         self.control = frozenset(self.added[name] for name in self._names if name != tokenizer.unk_token)
+        special = {int(token["id"]) for token in spec["added_tokens"] if token["special"]}
+        self.special = self.control & special
+        self._spellings = {self.added[name]: name.strip() for name in self._names}
         self.unknown = tokenizer.unk_token_id
         first = tokenizer("")["input_ids"][:1]
         self.bos: tuple[int, ...] = tuple(first) if first == [tokenizer.bos_token_id] else ()
@@ -49,11 +55,11 @@ class PlainText:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of `text`; decoding them gives the text back as far as the tokenizer is lossless."""
-        return tuple(self._twin.encode(text, add_special_tokens=False).ids)
+        return tuple(self._twin.encode(_encodable(text), add_special_tokens=False).ids)
 
     def encode_with_spans(self, text: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:
         """The ids of `text` and for each the characters (start, end) of `text` that it stands for."""
-        encoding = self._twin.encode(text, add_special_tokens=False)
+        encoding = self._twin.encode(_encodable(text), add_special_tokens=False)
         return tuple(encoding.ids), tuple(encoding.offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -74,15 +80,14 @@ class PlainText:
 
     def encode_marked(self, text: str, mark: str) -> tuple[int, ...]:
         """The ids of a rendered chat, whose added tokens count as such, without the `mark`s that break up others."""
-        encoding = self._full.encode(text, add_special_tokens=False)
-        kept = []
+        encoding = self._full.encode(_encodable(text), add_special_tokens=False)
+        kept = list[int]()
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             piece = text[start:end]
-            if mark in piece and piece.strip(mark) and token in self.control:
-                raise TemplateError(
-                    f"The tokenizer reads {piece.replace(mark, '')!r} as a control token inside a text."
-                )
-            if mark not in piece or piece.strip(mark):
+            if token in self.control and piece.strip() != self._spellings[token]:
+                # The tokenizer's normaliser made its name of look-alikes, or took the mark out of it.
+                kept += self.encode(piece.replace(mark, ""))
+            elif mark not in piece or piece.strip(mark):
                 kept.append(token)
         return tuple(kept)
 
@@ -91,7 +96,10 @@ class PlainText:
         from tokenizers.decoders import DecodeStream
 
         stream = DecodeStream(skip_special_tokens=False)
-        pieces = [stream.step(self._full, token) or "" for token in ids]
+        try:
+            pieces = [stream.step(self._full, token) or "" for token in ids]
+        except Exception:  # noqa: BLE001  (tokenizers raises nothing finer where half a character changes what stood before)
+            return None
         if pieces:
             pieces[0] = pieces[0].removeprefix(self._prefix)
         return pieces if "".join(pieces) == self.decode(ids) else None
@@ -134,6 +142,11 @@ def unused_character(texts: Iterable[str]) -> str:
     """A character of the private-use plane that occurs in none of the texts."""
     used = set().union(*texts)
     return next(chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
+
+
+def _encodable(text: str) -> str:
+    """`text` without halves of a character, which an upstream's broken JSON can hold and no tokenizer takes."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _backend_spec(tokenizer: Tokenizer) -> dict[str, Any]:
