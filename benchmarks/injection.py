@@ -24,7 +24,6 @@ import argparse
 import json
 import platform
 import random
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -228,13 +227,15 @@ def write(desk: str, figures: Sequence[Figures], **told: object) -> None:
     machine = {"system": platform.platform(), "machine": platform.machine(), "threads": torch.get_num_threads()}
     versions = {"aligner_chain": __version__, "torch": torch.__version__, "python": platform.python_version()}
     by = {name: list(pooled(figures, name)) for name in ("place", "kind")}
-    known[desk] = {"machine": machine, "versions": versions, **told, "by": by, "cells": list(figures)}
+    known[desk] = {"machine": machine, "versions": versions, **told, "by": by, "cells": list(map(_counts, figures))}
     RESULTS.parent.mkdir(exist_ok=True)
-    text = json.dumps(known, indent=1)
-    # Each figure on a line of its own, with its interval.
-    for innermost in (r"\[[^][{}]*\]", r"\{[^{}]*\}"):
-        text = re.sub(innermost, lambda found: " ".join(found[0].split()), text)
+    # A figure on each line; the intervals follow from the counts.
+    text = json.dumps(known, separators=(",", ":")).replace('{"place"', '\n{"place"').replace('{"kind"', '\n{"kind"')
     RESULTS.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _counts(figures: Figures) -> Figures:
+    return {name: one.get("count", one.get("share")) if isinstance(one, dict) else one for name, one in figures.items()}
 
 
 def main() -> None:

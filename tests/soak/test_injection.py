@@ -2,7 +2,7 @@
 
     python -m pytest -m soak -s tests/soak/test_injection.py
 
-Takes some ten minutes on one core and prints what was in the cases.
+Takes ten to twenty minutes on one core and prints what was in the cases.
 """
 
 from __future__ import annotations
