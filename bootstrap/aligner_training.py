@@ -159,8 +159,10 @@ def _prompt(template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, tr
 
 def _target(template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, triple: Triple) -> tuple[int, ...]:
     """What the second stage trains for: the verdict and the correction, or the answer itself without a verdict."""
-    keep = triple.correction is None and not template.verdict
-    return template.target(tokenizer, triple.answer if keep else triple.correction, triple.criteria)
+    if template.verdict:
+        return template.target(tokenizer, triple.correction, triple.criteria)
+    # Nor is there a place for what was broken; the rows say it all the same, and serve any template.
+    return template.target(tokenizer, triple.answer if triple.correction is None else triple.correction)
 
 
 def _fitting(prompt: tuple[int, ...], output: tuple[int, ...], window: int) -> Row | None:

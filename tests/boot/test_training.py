@@ -124,6 +124,13 @@ def test_a_template_without_a_verdict_is_warmed_up_by_copying_alone() -> None:
     assert [row.output for row in rows] == [template.target(tokenizer, triple.answer) for triple in micro.triples()]
 
 
+def test_a_template_without_a_verdict_takes_rows_that_say_what_was_broken() -> None:
+    template, tokenizer = get_template("pku-aligner/1"), micro.tokenizer()
+    triples = [replace(triple, criteria=("polite",)) for triple in micro.triples() if triple.correction is not None]
+    rows, _ = correction_rows(template, tokenizer, triples, 256)
+    assert [row.output for row in rows] == [template.target(tokenizer, triple.correction) for triple in triples]
+
+
 @given(lengths=st.lists(st.integers(1, 80), max_size=70), batch=st.integers(1, 8), seed=st.integers(0, 9))
 def test_bucketed_batches_are_all_full_and_hold_prompts_of_like_length(
     lengths: list[int], batch: int, seed: int
