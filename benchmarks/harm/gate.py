@@ -71,7 +71,7 @@ def ways(demo: Path, work: Path, known_bad: Sequence[Exchange], seed: int) -> di
     }
 
 
-def learned(demo: Path, seed: int, asked: int = 4000, generated: int = 24000) -> TrainedInspector:
+def learned(demo: Path, seed: int, asked: int = 4000, generated: int = 4000) -> TrainedInspector:
     """An inspector that learnt from labelled answers to questions of the training split, real ones and generated ones.
 
     What is wrong with an answer is often wrong only for its question, and takes many examples to learn.
@@ -79,7 +79,7 @@ def learned(demo: Path, seed: int, asked: int = 4000, generated: int = 24000) ->
     rng = random.Random(f"{seed} inspector")
     some = desk.prompts(rng, desk.training, "train")
     said = desk.upstream_answers(demo, [next(some) for _ in range(asked)], seed)
-    made = desk.generated([desk.training(rng).drawn_exchange(rng) for _ in range(generated)], rng)
+    made = desk.generated([next(some) for _ in range(generated)], rng)
     right, wrong = [*said.right, *made.right], [*said.wrong, *made.wrong]
     return TrainedInspector.train([*right, *wrong], [True] * len(right) + [False] * len(wrong))
 
