@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
@@ -47,7 +48,10 @@ async def test_two_hundred_tasks_get_each_its_own(
     assert len({correction.id for correction in told}) == 200
 
 
-def test_five_thousand_runs_leave_nothing_behind(models: SimpleNamespace, prompt: ChatPromptTemplate) -> None:
+def test_five_thousand_runs_leave_nothing_behind(
+    models: SimpleNamespace, prompt: ChatPromptTemplate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="aligner_chain.decisions")  # pytest keeps each line
     corrector = AlignerCorrector(Aligner.scripted(lambda exchange: exchange.answer.lower()))
     chain = prompt | models.StreamingChat() | StrOutputParser() | corrector
 
