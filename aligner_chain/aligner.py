@@ -217,7 +217,7 @@ class Aligner:
                 _cancel(tickets)
             corrections = self.policy.serve(self._finished(jobs, inspections))
             observed.end(corrections)
-            decisions.tell(corrections, self.metadata.criteria, self.policy.criteria, criteria)
+            self._log(corrections, criteria)
         return corrections
 
     async def acorrect(
@@ -243,7 +243,7 @@ class Aligner:
                 _cancel(tickets)
             corrections = await self._aside(self.policy.serve, self._finished(jobs, inspections))
             observed.end(corrections)
-            decisions.tell(corrections, self.metadata.criteria, self.policy.criteria, criteria)
+            self._log(corrections, criteria)
         return corrections
 
     def stream(
@@ -277,7 +277,7 @@ class Aligner:
             [served] = self.policy.serve(self._finished([job], inspections))
             piece, correction = pieces.end(served)
             observed.end([correction])
-            decisions.tell([correction], self.metadata.criteria, self.policy.criteria, criteria)
+            self._log([correction], criteria)
         if piece:
             yield piece
         yield correction
@@ -306,7 +306,7 @@ class Aligner:
             [served] = await self._aside(self.policy.serve, self._finished([job], inspections))
             piece, correction = pieces.end(served)
             observed.end([correction])
-            decisions.tell([correction], self.metadata.criteria, self.policy.criteria, criteria)
+            self._log([correction], criteria)
         if piece:
             yield piece
         yield correction
@@ -333,7 +333,7 @@ class Aligner:
         exchange = Exchange(turns=tuple(turns), answer="", context=tuple(context))
         reading = Reading(
             self.engine,
-            self._beginning(exchange, self.policy.criteria if criteria is None else criteria),
+            self._beginning(exchange, self._judged_by(criteria)),
             self._adapter,
         )
         reader = copy(self)
@@ -368,6 +368,12 @@ class Aligner:
         wait([ticket.future for ticket in tickets])
         return [self._assembly.scores(job) if job.ticket else {} for job in jobs]
 
+    def _judged_by(self, criteria: Sequence[str] | None) -> Sequence[str]:
+        return self.policy.criteria if criteria is None else criteria
+
+    def _log(self, corrections: Sequence[Correction], criteria: Sequence[str] | None) -> None:
+        decisions.tell(corrections, self.metadata.criteria, self.policy.criteria, criteria)
+
     def _asked(
         self,
         criteria: Sequence[str] | None,
@@ -378,7 +384,7 @@ class Aligner:
     ) -> Asked:
         can = self.engine.capabilities
         return Asked(
-            criteria=tuple(self.policy.criteria if criteria is None else criteria),
+            criteria=tuple(self._judged_by(criteria)),
             adapter=self._adapter,
             threshold=self._assembly.threshold(self.policy.strength if strength is None else strength),
             deadline_s=timeout if can.deadline else None,

@@ -75,9 +75,10 @@ def _bytes() -> Tokenizer:
     return backend
 
 
-def _wrapped(backend: Tokenizer, **names: str) -> Any:
+def unprepared(backend: Tokenizer | None = None, **names: str) -> Any:
+    """A tokenizer with control tokens, byte-level unless told otherwise, which our own template has not been added to."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=backend or _bytes(),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
@@ -86,5 +87,10 @@ def _wrapped(backend: Tokenizer, **names: str) -> Any:
         **names,
     )
     tokenizer.add_tokens(["<tool_call>"])
+    return tokenizer
+
+
+def _wrapped(backend: Tokenizer, **names: str) -> Any:
+    tokenizer = unprepared(backend, **names)
     prepare_tokenizer(tokenizer)
     return tokenizer
