@@ -16,8 +16,8 @@ from aligner_chain.templates import get_template
 from bootstrap.answering import Answering
 from bootstrap.demo import world
 from bootstrap.demo.start import MAX_NEW
+from bootstrap.records import split_of
 from bootstrap.registry import Registry
-from bootstrap.store import split_of
 
 Draw = Callable[[random.Random], world.Ticket]
 

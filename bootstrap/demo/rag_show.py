@@ -39,10 +39,11 @@ from bootstrap.demo.world import Ticket
 from bootstrap.errors import RegistryError
 from bootstrap.evaluation import GateResult, superiority_gate, wilson
 from bootstrap.measures import share, share_figures
+from bootstrap.records import split_of
 from bootstrap.registry import Registry
 from bootstrap.rounds import NULLS
 from bootstrap.sft import cpu_threads
-from bootstrap.store import CorrectionStore, split_of
+from bootstrap.store import CorrectionStore
 
 if TYPE_CHECKING:
     from llama_index.core.query_engine import RetrieverQueryEngine

@@ -17,7 +17,7 @@ from bootstrap.demo import world
 from bootstrap.demo.world import Ticket
 from bootstrap.judges import Annotation
 from bootstrap.measures import Yardstick
-from bootstrap.store import split_of
+from bootstrap.records import split_of
 
 _FIRST = (
     "tea", "foot", "hand", "book", "rain", "sun", "snow", "wall", "table", "door", "bed", "bath", "lamp", "wind",

@@ -28,11 +28,12 @@ from bootstrap.demo.scale import FULL, QUICK, Scale
 from bootstrap.demo.start import MAX_NEW, RETRAIN_RATE, Workshop, demo_dpo, demo_training
 from bootstrap.measures import Measured, criteria_changes, share, share_figures
 from bootstrap.pairs import build_pairs
+from bootstrap.records import split_of
 from bootstrap.registry import Registry, Version
 from bootstrap.report import write_report
 from bootstrap.rounds import NULLS, RoundConfig, RoundResult, register_start, run_round
 from bootstrap.sft import cpu_threads, merged
-from bootstrap.store import CorrectionStore, split_of
+from bootstrap.store import CorrectionStore
 from bootstrap.upstream import train_upstream
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "langchain-core")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from aligner_chain.exchange import Exchange, Turn
-from bootstrap.store import split_of
+from bootstrap.records import split_of
 
 CRITERIA = ("courteous", "true", "private", "follows", "answered")
 

@@ -22,8 +22,8 @@ from bootstrap.demo.models import new_reader
 from bootstrap.demo.rag_app import rag_app, read_policy, served_app, upstream_llm, write_policy
 from bootstrap.demo.rag_show import GROUPS, Question, agrees, ask, contradiction_figures
 from bootstrap.demo.rag_start import gold_triple
+from bootstrap.records import split_of
 from bootstrap.registry import Registry
-from bootstrap.store import split_of
 
 seeds = st.integers(0, 2**32).map(random.Random)
 POLICY = rag_world.desk_policy(0)

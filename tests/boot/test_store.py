@@ -16,11 +16,13 @@ from sqlalchemy import Column, Integer, MetaData, Table
 from aligner_chain.exchange import Correction, Edit, Exchange, Turn, Usage
 from bootstrap.database import Database
 from bootstrap.errors import RecordError, StoreError
-from bootstrap.store import HELD_OUT_SHARE, CorrectionStore, normalised_prompt, split_of
+from bootstrap.records import HELD_OUT_SHARE, normalised_prompt, split_of
+from bootstrap.store import CorrectionStore
 
 # What a model or a user writes may be any Python string, also one that no encoding takes; identifiers are Unicode.
 anything = st.text(st.characters(), max_size=12)
-identifier = st.text(max_size=12)
+identifier = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12)  # PostgreSQL has no NUL
+finite = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | identifier
 counts = st.integers(0, 10**9)
 exchanges = st.builds(
@@ -37,13 +39,11 @@ corrections = st.builds(
     outcome=st.sampled_from(["approved", "corrected", "kept", "skipped", "failed"]),
     reason=anything,
     edits=st.lists(st.builds(Edit, start=counts, end=counts, before=anything, after=anything), max_size=2).map(tuple),
-    scores=st.dictionaries(anything, st.floats(allow_nan=False), max_size=2),
+    scores=st.dictionaries(anything, finite, max_size=2),
     criteria=st.lists(anything, max_size=2).map(tuple),
     aligner=identifier,
     template=identifier,
-    usage=st.builds(
-        Usage, prompt_tokens=counts, new_tokens=counts, forwards=counts, latency_s=st.floats(allow_nan=False)
-    ),
+    usage=st.builds(Usage, prompt_tokens=counts, new_tokens=counts, forwards=counts, latency_s=finite),
     id=identifier,
 )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aligner_chain.exchange import Exchange
 from bootstrap.demo import world
 from bootstrap.measures import edit_size
-from bootstrap.store import split_of
+from bootstrap.records import split_of
 
 seeds = st.integers(0, 2**32).map(random.Random)
 

@@ -1,0 +1,240 @@
+"""What is kept of live traffic: a correction with what collecting it adds, and what people say about it later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from aligner_chain.exchange import Correction, Edit, Exchange, Finding, Turn, Usage, uuid7
+from bootstrap.errors import RecordError
+
+Split = Literal["train", "gate", "report"]
+Kind = Literal["thumb", "score", "comment", "edit", "review"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+HELD_OUT_SHARE = 0.2
+
+# Identifiers are text, to be searched by. What a model or a user wrote is JSON: its escapes hold every Python string
+# as it is, also the lone surrogates that a database's text refuses.
+EXCHANGE_IDENTIFIERS = ("upstream", "message_id", "run_id", "subject", "tenant", "split_key")
+IDENTIFIERS = ("id", "outcome", "aligner", "template", "redactor", *EXCHANGE_IDENTIFIERS)
+DOCUMENTS = (
+    "turns",
+    "answer",
+    "context",
+    "text",
+    "reason",
+    "edits",
+    "scores",
+    "thresholds",
+    "criteria",
+    "findings",
+    "usage",
+)
+
+
+def now_ms() -> int:
+    """The time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feedback:
+    """What a person or a script said about one answer, any time after it was given. Nothing is ever overwritten.
+
+    It is about the correction with `correction_id`, or the one whose exchange has this `message_id` or `run_id`; at least
+    one of the three is needed, and the correction may be recorded later.
+
+    kind and value:
+        "thumb": True (up) or False (down), about the answer as it was served.
+        "score": a finite number, about the answer as it was served; its scale is yours.
+        "comment": a text.
+        "edit": what the answer should have been, as a person wrote it; it outranks the Aligner's text.
+        "review": True where a person accepts the correction, False where they reject it.
+    """
+
+    kind: Kind
+    value: bool | float | str
+    correction_id: str | None = None
+    message_id: str | None = None
+    run_id: str | None = None
+    author: str | None = None
+    at_ms: int = field(default_factory=now_ms)
+    id: str = field(default_factory=lambda: str(uuid7()))
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise RecordError(f"Feedback is one of {', '.join(get_args(Kind))}, not {self.kind!r}.")
+        if not _fits(self.kind, self.value):
+            raise RecordError(f"The value of a {self.kind} is {_VALUES[self.kind]}, not {self.value!r:.60}.")
+        if not (self.correction_id or self.message_id or self.run_id):
+            raise RecordError("Feedback needs a correction_id, a message_id or a run_id: what is it about?")
+
+
+_VALUES: Mapping[Kind, str] = MappingProxyType(
+    {
+        "thumb": "True (up) or False (down)",
+        "review": "True (accept) or False (reject)",
+        "score": "a finite number",
+        "comment": "a text",
+        "edit": "a text that is not empty",
+    }
+)
+
+
+def _fits(kind: Kind, value: object) -> bool:
+    if kind in ("thumb", "review"):
+        return isinstance(value, bool)
+    if kind == "score":
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, str) and (kind == "comment" or bool(value.strip()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A correction as it is kept.
+
+    `weight` is the inverse of the probability with which it was kept. `redactor` names what replaced personal data in it,
+    "" where nothing did. `at_ms` is when it was collected. `feedback` holds, as far as the store was asked for it, all that
+    was said about it, oldest first.
+    """
+
+    correction: Correction
+    weight: float = 1.0
+    redactor: str = ""
+    at_ms: int = field(default_factory=now_ms)
+    feedback: tuple[Feedback, ...] = ()
+
+    @property
+    def split(self) -> Split:
+        """The split that it belongs to, for good."""
+        return split_of(self.correction.exchange.turns, self.correction.exchange.split_key)
+
+    @property
+    def prompt(self) -> str:
+        """The SHA-256 of the normalised prompt, in hex."""
+        return hashlib.sha256(normalised_prompt(self.correction.exchange.turns).encode()).hexdigest()
+
+    def latest(self, kind: Kind) -> Feedback | None:
+        """The newest feedback of a kind, None where there is none."""
+        return next((one for one in reversed(self.feedback) if one.kind == kind), None)
+
+
+def split_of(turns: Sequence[Turn], split_key: str | None = None) -> Split:
+    """The split that a prompt belongs to, the same on every machine and at every time.
+
+    A fifth is held out: by the hash of `split_key`, which keeps what belongs together on one side, or of the normalised
+    prompt where there is none. A held-out prompt goes half and half to the gate set and the report set, always by its
+    normalised prompt, so that no prompt is in both.
+    """
+    prompt = normalised_prompt(turns)
+    if _fraction("held out", split_key or prompt) >= HELD_OUT_SHARE:
+        return "train"
+    return "gate" if _fraction("half", prompt) < 0.5 else "report"
+
+
+def normalised_prompt(turns: Sequence[Turn]) -> str:
+    """All turns as one text in which neither case nor the kind and amount of white space makes a difference."""
+    return json.dumps([[turn.role, " ".join(turn.text.casefold().split())] for turn in turns])
+
+
+def _fraction(salt: str, text: str) -> float:
+    """A number from 0 to below 1 that looks random and depends on both texts only."""
+    digest = hashlib.sha256(f"{salt}\0{text}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+# --- as JSON ----------------------------------------------------------------------------------------------------
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """A record as an object of JSON, flat, checked: whatever is wrong with it is found before a disk is asked.
+
+    Feedback is left out; it is kept by itself.
+
+    Raises:
+        RecordError: it cannot be written as it is; the message names the correction.
+    """
+    correction = record.correction
+    try:
+        fields = _exchange_fields(correction.exchange) | {
+            "id": correction.id,
+            "outcome": correction.outcome,
+            "aligner": correction.aligner,
+            "template": correction.template,
+            "text": correction.text,
+            "reason": correction.reason,
+            "edits": [[edit.start, edit.end, edit.before, edit.after] for edit in correction.edits],
+            "scores": _numbers(correction.scores),
+            "thresholds": _numbers(correction.thresholds),
+            "criteria": list(correction.criteria),
+            "findings": [asdict(finding) for finding in correction.findings],
+            "usage": asdict(correction.usage),
+            "weight": float(record.weight),
+            "redactor": record.redactor,
+            "at_ms": int(record.at_ms),
+        }
+        json.dumps(fields, allow_nan=False)
+        for name in IDENTIFIERS:
+            _check_identifier(name, fields[name])
+    except (AttributeError, TypeError, ValueError) as error:
+        which: object = getattr(correction, "id", correction)
+        raise RecordError(
+            f"The correction {which!r} cannot be stored: {error}. Mend it and append it again."
+        ) from error
+    return fields
+
+
+def record_of(fields: Mapping[str, Any]) -> Record:
+    """The record that `fields_of` made an object of. `error` and `tokens` are not kept; all else comes back equal."""
+    return Record(
+        correction=Correction(
+            id=fields["id"],
+            exchange=Exchange(
+                turns=tuple(Turn(role=role, text=text) for role, text in fields["turns"]),
+                answer=fields["answer"],
+                context=tuple(fields["context"]),
+                **{name: fields[name] for name in EXCHANGE_IDENTIFIERS},
+            ),
+            outcome=fields["outcome"],
+            aligner=fields["aligner"],
+            template=fields["template"],
+            text=fields["text"],
+            reason=fields["reason"],
+            edits=tuple(Edit(start=i, end=k, before=before, after=after) for i, k, before, after in fields["edits"]),
+            scores=MappingProxyType(fields["scores"]),
+            thresholds=MappingProxyType(fields["thresholds"]),
+            criteria=tuple(fields["criteria"]),
+            findings=tuple(Finding(**finding) for finding in fields["findings"]),
+            usage=Usage(**fields["usage"]),
+        ),
+        weight=fields["weight"],
+        redactor=fields["redactor"],
+        at_ms=fields["at_ms"],
+    )
+
+
+def _exchange_fields(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "turns": [[turn.role, turn.text] for turn in exchange.turns],
+        "answer": exchange.answer,
+        "context": list(exchange.context),
+        **{name: getattr(exchange, name) for name in EXCHANGE_IDENTIFIERS},
+    }
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _check_identifier(name: str, value: str | None) -> None:
+    """Raises ValueError where a database's text cannot hold an identifier: half a character, or a NUL (PostgreSQL)."""
+    if value is not None and "\0" in value:
+        raise ValueError(f"{name} holds a NUL character")
+    if value is not None:
+        value.encode()
