@@ -352,8 +352,10 @@ class Aligner:
     ) -> list[Mapping[str, float]]:
         """The score of each answer between 0 and 1, without a correction: an Aligner is an inspector, too.
 
-        It is {"keep": probability of the verdict KEEP}, or for an Aligner without a verdict {"copy": probability of the least
-        likely token of the answer unchanged}. An answer that cannot be scored has none. Costs one forward.
+        It is {"leave": probability that the Aligner leaves the answer as it is}: the greater one of that of its verdict KEEP
+        ("keep", where the engine cannot tell more) and that of the least likely token of the answer, or of its end, where
+        it is written again ("copy", for an Aligner without a verdict). An answer that cannot be scored has none. Costs one
+        forward.
 
         Raises:
             CapabilityError: The engine gives no scores.
@@ -386,7 +388,7 @@ class Aligner:
         return Asked(
             criteria=tuple(self._judged_by(criteria)),
             adapter=self._adapter,
-            threshold=self._assembly.threshold(self.policy.strength if strength is None else strength),
+            gate=self._assembly.gate(self.policy.strength if strength is None else strength),
             deadline_s=timeout if can.deadline else None,
             stream=stream and can.stream,
         )

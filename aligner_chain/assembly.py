@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.checkpoint import AlignerMetadata
@@ -30,13 +31,27 @@ CERTAIN = 1e4
 """Nats by which a verdict is pushed that is not to be asked for; no model is that sure of the other one."""
 
 
+OWN_SCORES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"leave": ("leave", "keep"), "keep": ("keep",), "copy": ("copy",), "": ()}
+)
+"""By what an engine can tell of an answer: the scores for which an Aligner may bring a threshold, the better one first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """An answer whose `score` is above `threshold` stays as it is; every other one is corrected."""
+
+    score: str
+    threshold: float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What one call asks of every answer. One whose score is not above `threshold` is corrected; None: the engine simply decodes."""
+    """What one call asks of every answer. Without a gate the engine simply decodes."""
 
     criteria: tuple[str, ...] = ()
     adapter: str | None = None
-    threshold: float | None = None
+    gate: Gate | None = None
     deadline_s: float | None = None
     stream: bool = False
     score_only: bool = False
@@ -51,14 +66,16 @@ class Job:
     rendered: Rendered | None = None
     settled: Correction | None = None
     ticket: Ticket | None = None
-    threshold: float | None = None
+    gate: Gate | None = None
 
 
 class Assembly:
-    """Makes requests of exchanges and corrections of generations, for one Aligner. `score` names what it says of an answer.
+    """Makes requests of exchanges and corrections of generations, for one Aligner. `score` names the best it says of an answer.
 
-    That is "keep", the probability of the verdict KEEP; for an Aligner without a verdict "copy", the probability of the
-    token of the answer that the Aligner is least likely to leave; or "" where the engine tells neither.
+    "keep" is the probability of the verdict KEEP. "copy" is that of the one token of the answer that the Aligner is least
+    likely to leave as it is, or of nothing being added, whichever is less. "leave" is the greater of the two: an Aligner
+    leaves an answer by calling it right, or by writing it again, and one may be sure of the second without being sure of the
+    first. Without a verdict there is "copy" alone, and "" is the name where the engine tells neither.
     """
 
     def __init__(
@@ -71,13 +88,14 @@ class Assembly:
         self._metadata, self._can = metadata, capabilities
         self._template, self._tokenizer = template, tokenizer
         verdict = template is not None and template.verdict and capabilities.bias
-        self.score = "keep" if verdict else "copy" if template is not None and capabilities.score_draft else ""
-        self._threshold = self._own_threshold()
+        drafted = template is not None and capabilities.score_draft
+        self.score = "leave" if verdict and drafted else "keep" if verdict else "copy" if drafted else ""
+        self._gate = self._own_gate()
 
-    def threshold(self, strength: float | None) -> float | None:
-        """The score that an answer needs more than to stay as it is. Raises `CapabilityError` and `ConfigurationError`."""
+    def gate(self, strength: float | None) -> Gate | None:
+        """What an answer needs to stay as it is. Raises `CapabilityError` and `ConfigurationError`."""
         if strength is None:
-            return self._threshold
+            return self._gate
         if not 0 <= strength <= 1:
             raise ConfigurationError(
                 f"strength={strength}: it is the score below which an answer is corrected, from 0 (none is) to 1 (all are)."
@@ -88,7 +106,7 @@ class Assembly:
                 f"({self._metadata.template}) does not give. Ways out: strength 0 or 1, or none; a local Aligner; or "
                 "inspectors in front of it: Policy(before=...)."
             )
-        return strength
+        return Gate(score=self.score, threshold=strength)
 
     def job(self, exchange: Exchange, asked: Asked) -> Job:
         """What is to be done with an exchange. What is wrong with it alone settles it."""
@@ -96,7 +114,7 @@ class Assembly:
             return Job(exchange, settled=self.correction(exchange, "skipped", reason="the answer is empty"))
         if not exchange.question.strip():
             return Job(exchange, settled=self.failed(exchange, _no_question()))
-        if asked.threshold == 0 and not asked.score_only:
+        if asked.gate is not None and asked.gate.threshold == 0 and not asked.score_only:
             return Job(
                 exchange, settled=self.correction(exchange, "approved", reason="nothing is corrected at strength 0")
             )
@@ -109,14 +127,14 @@ class Assembly:
             stream=asked.stream,
         )
         if self._template is None or self._tokenizer is None:
-            return Job(exchange, request, threshold=asked.threshold)
+            return Job(exchange, request, gate=asked.gate)
         try:
             rendered = self._template.render(
                 exchange, self._tokenizer, window=self._can.window, criteria=request.criteria
             )
         except CorrectionError as error:
             return Job(exchange, settled=self.failed(exchange, error))
-        return Job(exchange, self._with_tokens(request, rendered, asked), rendered, threshold=asked.threshold)
+        return Job(exchange, self._with_tokens(request, rendered, asked), rendered, gate=asked.gate)
 
     def reader(self, job: Job) -> Callable[[Sequence[int]], str]:
         """Gives the text that is certain of an output so far."""
@@ -139,7 +157,10 @@ class Assembly:
     def scores(self, job: Job) -> Mapping[str, float]:
         """What a job with `score_only` found out; nothing where the answer could not be scored."""
         generation = _generation(job.ticket)
-        return {} if isinstance(generation, Exception) else self._scores(job, generation)
+        if isinstance(generation, Exception):
+            return {}
+        found = _scores(job, generation)
+        return {self.score: found[self.score]} if self.score in found else {}
 
     def failed(self, exchange: Exchange, error: Exception) -> Correction:
         return self.correction(exchange, "failed", reason=str(error).partition(". ")[0], error=error)
@@ -155,20 +176,25 @@ class Assembly:
             **rest,
         )
 
-    def _own_threshold(self) -> float | None:
-        calibrated = self._metadata.threshold_of(self.score)
-        if calibrated is not None:
-            return calibrated
-        threshold = self._metadata.thresholds.get(self.score, 0.5 if self.score == "keep" else None)
-        if threshold is not None and not 0 < threshold < 1:
-            raise CheckpointError(
-                f'The threshold "{self.score}" of {self._metadata.identity} is {threshold}; it must be between 0 and 1. '
-                "Mend it in aligner.json, or take it out there."
-            )
-        return threshold
+    def _own_gate(self) -> Gate | None:
+        """What was calibrated, else what `aligner.json` names, else the likelier verdict."""
+        for score in OWN_SCORES[self.score]:
+            threshold = self._metadata.threshold_of(score)
+            if threshold is not None:
+                return Gate(score=score, threshold=threshold)
+            threshold = self._metadata.thresholds.get(score)
+            if threshold is not None and not 0 < threshold < 1:
+                raise CheckpointError(
+                    f'The threshold "{score}" of {self._metadata.identity} is {threshold}; it must be between 0 and 1. '
+                    "Mend it in aligner.json, or take it out there."
+                )
+            if threshold is not None:
+                return Gate(score=score, threshold=threshold)
+        return Gate(score="keep", threshold=0.5) if "keep" in OWN_SCORES[self.score] else None
 
     def _with_tokens(self, request: Request, rendered: Rendered, asked: Asked) -> Request:
-        verdict, scored = self.score == "keep", self.score == "copy" and asked.threshold not in (None, 1.0)
+        gate = asked.gate
+        scored = gate is not None and gate.score in ("leave", "copy") and gate.threshold < 1
         made = replace(
             request,
             prompt=rendered.prompt,
@@ -176,15 +202,15 @@ class Assembly:
             draft=rendered.draft,
             choices=rendered.choices,
             stop_ids=rendered.stop_ids,
-            bias=_verdict_bias(rendered, asked.threshold) if verdict and asked.threshold is not None else {},
+            bias=_verdict_bias(rendered, gate.threshold) if rendered.choices and gate is not None else {},
             score_draft=scored,
-            approve=_above(asked.threshold) if scored and asked.threshold else None,
+            approve=_above(gate.threshold) if scored and gate is not None and gate.threshold else None,
         )
         if not asked.score_only:
             return made
-        if verdict:
+        if self.score == "keep":
             return replace(made, max_new=1, draft=None, bias={}, stream=False)
-        return replace(made, max_new=0, score_draft=True, approve=None, stream=False)
+        return replace(made, max_new=0, bias={}, score_draft=True, approve=None, stream=False)
 
     def _parsed(self, job: Job, generation: Generation) -> Parsed:
         _require_finished(generation)
@@ -209,27 +235,31 @@ class Assembly:
         return replace(corrected, text=parsed.text, edits=edits_between(answer, parsed.text))
 
     def _measured(self, job: Job, generation: Generation) -> dict[str, Any]:
-        known = self.score and job.threshold is not None
+        gate = job.gate if job.gate is not None and job.gate.score else None
         return {
             "usage": generation.usage,
-            "scores": self._scores(job, generation),
-            "thresholds": {self.score: job.threshold} if known else {},
+            "scores": _scores(job, generation),
+            "thresholds": {} if gate is None else {gate.score: gate.threshold},
         }
 
-    def _scores(self, job: Job, generation: Generation) -> Mapping[str, float]:
-        if job.rendered is None:
-            return generation.scores
-        if generation.choice_logprobs:
-            keep, fix = (generation.choice_logprobs[token] for token in job.rendered.choices)
-            # The difference can be so large that exp overflows; then the probability is 0 to every digit.
-            return {"keep": 1 / (1 + math.exp(min(fix - keep, 700.0)))}
-        # A token that was never proposed has no value, and the least of them is then not known.
-        least = math.nan if self.score != "copy" else _least(generation.draft_logprobs or ())
-        return {} if math.isnan(least) else {"copy": math.exp(least)}
+
+def _scores(job: Job, generation: Generation) -> Mapping[str, float]:
+    if job.rendered is None:
+        return generation.scores
+    copy = _copy_score(generation)
+    if not generation.choice_logprobs:
+        return {} if copy is None else {"copy": copy}
+    keep, fix = (generation.choice_logprobs[token] for token in job.rendered.choices)
+    # The difference can be so large that exp overflows; then the probability is 0 to every digit.
+    said = 1 / (1 + math.exp(min(fix - keep, 700.0)))
+    return {"keep": said} if copy is None else {"keep": said, "leave": max(said, copy)}
 
 
-def _least(values: Sequence[float]) -> float:
-    return math.nan if not values or any(map(math.isnan, values)) else min(values)
+def _copy_score(generation: Generation) -> float | None:
+    """The probability of the least likely token of the draft, or of its end; None where one of them is not known."""
+    if not generation.draft_logprobs or generation.draft_end_logprob is None:
+        return None
+    return math.exp(min(*generation.draft_logprobs, generation.draft_end_logprob))
 
 
 def _above(threshold: float) -> float:

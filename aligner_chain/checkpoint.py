@@ -26,8 +26,10 @@ class AlignerMetadata:
     """An Aligner's name and version, and how it was made.
 
     `template` is the name that `get_template` knows, `template_text` its text when the model was trained. `criteria`
-    are those that the model was trained to name, `thresholds` values by name: `keep` is the
-    probability from which on the verdict KEEP is believed (default 0.5). `calibrations` are thresholds that were measured,
+    are those that the model was trained to name, `thresholds` values by name: `keep` is the probability above which the
+    verdict KEEP is believed (default 0.5); with `leave` instead an answer is also left where each of its tokens is as
+    likely to be written again, which reads the whole answer as a draft in the first forward (see `Aligner.inspect`).
+    `calibrations` are thresholds that were measured,
     by criterion; `threshold_of` says which of them hold. `may_delete` names, for a criterion, the checks
     that only warn where the model says that it was broken (see `aligner_chain.checks`). `data_sha256` is the hash of
     the training data's manifest, `package_version` the version of aligner-chain that wrote the file.

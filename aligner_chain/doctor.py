@@ -23,10 +23,14 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "local": ("torch", "transformers", "safetensors"),
         "server": ("httpx", "tokenizers"),
         "otel": ("opentelemetry-api",),
-        "collect": ("SQLAlchemy", "alembic"),
+        "collect": ("SQLAlchemy", "alembic", "datasketch"),
+        "postgres": ("SQLAlchemy", "alembic", "datasketch", "psycopg"),
+        "review": ("SQLAlchemy", "alembic", "datasketch", "gradio"),
+        "presidio": ("presidio-analyzer",),
         "train": ("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"),
         "demo": (
-            *("langchain-core", "llama-index-core", "llama-index-retrievers-bm25", "SQLAlchemy", "alembic"),
+            *("langchain-core", "llama-index-core", "llama-index-retrievers-bm25", "SQLAlchemy"),
+            *("alembic", "datasketch"),
             *("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"),
         ),
     }

@@ -133,7 +133,7 @@ class Policy:
         return scored.refused(f"the correction did not pass inspection: {falls}")
 
     def _above_floor(self, correction: Correction) -> Correction:
-        known = {name: value for name, value in correction.scores.items() if name not in ("keep", "copy")}
+        known = {name: value for name, value in correction.scores.items() if name not in ("keep", "copy", "leave")}
         if not self.refusal or correction.outcome not in ("approved", "kept") or not known:
             return correction
         name, value = worst(known)

@@ -91,6 +91,7 @@ def _result(correction: Correction) -> Mapping[str, Any]:
             "aligner.edits": len(correction.edits),
             "aligner.forwards": usage.forwards,
             "aligner.score.keep": correction.scores.get("keep"),
+            "aligner.score.leave": correction.scores.get("leave"),
         }
     )
 

@@ -48,12 +48,14 @@ class Sampling:
 class Draft:
     """The answer as it would stand in the output, behind `lead` (a verdict, or nothing).
 
-    `ids` are its tokens; `spans` the characters (start, end) of the answer that each of them stands for.
+    `ids` are its tokens; `spans` the characters (start, end) of the answer that each of them stands for. `ends` are
+    the tokens that, as EOS does, say behind it that nothing is added to the text.
     """
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     lead: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,8 @@ class Request:
     """One thing to decode.
 
     `key` seeds sampling noise, so that a row's text does not depend on its neighbours. `max_new=0` scores only.
-    With `score_draft`, a draft none of whose tokens is less likely than `approve` (nats) is the output, and nothing is decoded.
+    With `score_draft`, a draft of which neither a token nor the end is less likely than `approve` (nats) is the output, and
+    nothing is decoded.
     `choices` are token ids whose log-probabilities at the first position are wanted; `bias` (nats) is added to
     logits at the first position. `adapter` is an immutable name, pinned when the request is admitted.
     `stop` are texts that end the output as soon as it holds one of them. `deadline_s` is counted from submission. With `stream` the ticket tells of each token as it comes.
@@ -93,8 +96,8 @@ class Generation:
 
     `choice_logprobs` are of the unbiased distribution at the first position. `draft_logprobs` has one value per token
     of the draft: its log-probability behind the prompt and all of the draft before it with `score_draft`, else behind
-    the output at the place where it was proposed, and NaN where it never was. `scores` are those that an engine of texts
-    has for the answer, by criterion.
+    the output at the place where it was proposed, and NaN where it never was. `draft_end_logprob` is, with `score_draft`,
+    that of nothing being added behind it. `scores` are those that an engine of texts has for the answer, by criterion.
     """
 
     key: str
@@ -104,6 +107,7 @@ class Generation:
     approved: bool = False
     criteria: tuple[str, ...] = ()
     draft_logprobs: tuple[float, ...] | None = None
+    draft_end_logprob: float | None = None
     choice_logprobs: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     usage: Usage = field(default_factory=Usage)

@@ -7,9 +7,10 @@ the original as the draft: "aggressive decoding", Sun et al. 2021, arXiv 2106.04
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -227,7 +228,7 @@ class RunningBatch:
         parts = self._plan([running for running in self.rows if running.adapter == adapter])
         if parts:
             self._use(adapter)
-            chosen = _Chosen(parts, forward(self._model, [part.segment for part in parts]))
+            chosen = _Chosen(parts, forward(self._model, [part.segment for part in parts]), self._eos)
             for part in parts:
                 self._advance(part, chosen)
         return len(parts)
@@ -321,8 +322,9 @@ class RunningBatch:
 class _Chosen:
     """The tokens that the model chose behind each wanted place, and what else a forward tells: one wait for the device."""
 
-    def __init__(self, parts: Sequence[Part], logits: torch.Tensor) -> None:
+    def __init__(self, parts: Sequence[Part], logits: torch.Tensor, eos: Iterable[int]) -> None:
         self._facts: list[tuple[Part, str, int]] = []
+        self._eos = tuple(eos)
         extra = list(self._measure(parts, logits))
         best = self._choose(parts, logits)
         values = torch.cat([best.double(), *extra]).tolist()
@@ -341,7 +343,7 @@ class _Chosen:
             if owner is part and kind == "choices":
                 row.choice_logprobs = dict(zip(row.ticket.request.choices, values, strict=True))
             elif owner is part:
-                row.draft_logprobs = _filled(values, row)
+                row.draft_logprobs, row.draft_end_logprob = _filled(values, row)
                 part.running.unscored = False
 
     def _measure(self, parts: Sequence[Part], logits: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -351,11 +353,12 @@ class _Chosen:
                 self._facts.append((part, "choices", len(request.choices)))
                 yield wide(logits[start]).log_softmax(-1)[list(request.choices)].double()
             lead, ids = _draft_ahead(part) if part.running.unscored and part.segment.branches else (0, ())
-            if ids:
-                rows = wide(logits[start + lead : start + lead + len(ids)])
-                self._facts.append((part, "draft", len(ids)))
+            if ids and request.draft is not None:
+                rows = wide(logits[start + lead : start + lead + len(ids) + 1]).log_softmax(-1)
+                self._facts.append((part, "draft", len(ids) + 1))
                 wanted = torch.tensor(ids, device=logits.device)[:, None]
-                yield rows.log_softmax(-1).gather(1, wanted)[:, 0].double()
+                yield rows[:-1].gather(1, wanted)[:, 0].double()
+                yield rows[-1:, [*self._eos, *request.draft.ends]].logsumexp(-1).double()
 
     def _choose(self, parts: Sequence[Part], logits: torch.Tensor) -> torch.Tensor:
         best = logits.argmax(-1)
@@ -392,10 +395,12 @@ def _draft_ahead(part: Part) -> tuple[int, Sequence[int]]:
     return len(lead), ids if same else ()
 
 
-def _filled(values: Sequence[float], row: Row) -> tuple[float, ...]:
-    draft = row.ticket.request.draft
-    missing = (len(draft.ids) if draft is not None else 0) - len(values)
-    return (*values, *[float("nan")] * missing)
+def _filled(values: Sequence[float], row: Row) -> tuple[tuple[float, ...], float | None]:
+    """The values of the draft's tokens, NaN for those that were not proposed, and that of its end where it is wanted."""
+    *known, end = values
+    request = row.ticket.request
+    missing = (len(request.draft.ids) if request.draft is not None else 0) - len(known)
+    return (*known, *[math.nan] * missing), None if missing or not request.score_draft else end
 
 
 def _accepted(

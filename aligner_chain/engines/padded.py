@@ -202,6 +202,8 @@ class Decoder:
             request, ids = row.ticket.request, scored(row)
             if request.score_draft and request.draft is not None:
                 row.draft_logprobs = _gathered(logits[index, : len(ids)], ids)[len(request.draft.lead) :]
+                ends = self._tensor([*self._eos, *request.draft.ends])
+                row.draft_end_logprob = float(wide(logits[index, len(ids)]).log_softmax(-1)[ends].logsumexp(-1))
             if request.choices:
                 chosen = first[index].log_softmax(-1)[self._tensor(request.choices)]
                 row.choice_logprobs = dict(zip(request.choices, chosen.tolist(), strict=True))

@@ -32,6 +32,7 @@ class Row:
         "choice_logprobs",
         "cost",
         "deadline",
+        "draft_end_logprob",
         "draft_logprobs",
         "ticket",
         "uniforms",
@@ -42,6 +43,7 @@ class Row:
         self.cost = Cost()
         draft = ticket.request.draft
         self.draft_logprobs: tuple[float, ...] | None = () if draft is not None and not draft.ids else None
+        self.draft_end_logprob: float | None = None
         self.choice_logprobs: dict[int, float] = {}
         self._started: object = None
         self.start()
@@ -84,6 +86,7 @@ class Row:
             finish=finish,
             approved=draft is not None and finish == "eos" and whole == tuple(ids),
             draft_logprobs=self.draft_logprobs,
+            draft_end_logprob=self.draft_end_logprob,
             choice_logprobs=self.choice_logprobs,
             usage=Usage(
                 prompt_tokens=len(request.prompt),
@@ -95,9 +98,12 @@ class Row:
         )
 
     def approval(self) -> Generation | None:
-        """The draft as it is, if each of its tokens turned out likely enough."""
-        draft, least, scores = self.ticket.request.draft, self.ticket.request.approve, self.draft_logprobs
-        if draft is None or least is None or scores is None or not all(score >= least for score in scores):
+        """The draft as it is, if each of its tokens, and that nothing follows, turned out likely enough."""
+        draft, least = self.ticket.request.draft, self.ticket.request.approve
+        scores, end = self.draft_logprobs, self.draft_end_logprob
+        if draft is None or least is None or scores is None or end is None:
+            return None
+        if not all(score >= least for score in (*scores, end)):
             return None
         return self.generation((*draft.lead, *draft.ids), "eos")
 

@@ -94,7 +94,7 @@ class OwnTemplate(CorrectionTemplate):
         return Rendered(
             prompt=(*asked, *ids, plain.added[OUTPUT]),
             answer=exchange.answer,
-            draft=Draft(ids=ids, spans=spans, lead=(plain.added[FIX],)),
+            draft=Draft(ids=ids, spans=spans, lead=(plain.added[FIX],), ends=(plain.added[BROKEN],)),
             choices=(plain.added[KEEP], plain.added[FIX]),
             stop_ids=(plain.added[KEEP],),
         )

@@ -38,8 +38,8 @@ OTHER_STAFF = world.Faults(rude=0.3, window=0.3, conclusion=0.2, leak=0.5, unans
 MAX_NEW = 64
 """Most tokens of an answer; the longest right one takes about 40."""
 
-KEEP_FROM = 0.9
-"""KEEP is believed from this probability on. A right answer that gets FIX instead is copied, so this costs time only."""
+LEAVE_FROM = 0.9
+"""An answer is left from this probability on. A right one below it is written again, so this costs time only."""
 
 RATE = 3e-3
 ALIGNER_RATE = 1.5e-3
@@ -104,7 +104,7 @@ class Bench:
             template=template.name,
             template_text=template.text,
             criteria=world.CRITERIA,
-            thresholds={"keep": KEEP_FROM},
+            thresholds={"leave": LEAVE_FROM},
             data_sha256=digest,
             licence="Apache-2.0",
         )

@@ -34,6 +34,8 @@ WRONG = Exchange.of("Return?", "Within 90 days!")
 RUDE = Exchange.of("Hello?", "Go away.")
 ENDLESS = Exchange.of("Count.", "One.")
 ODD = Exchange.of("Odd?", "Odd.")
+SAME = Exchange.of("Open?", "From 9 to 5.")
+LONGER = Exchange.of("On Sunday?", "We are closed")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,8 @@ def trained(make_tokenizer: Any, tiny_llama: Any) -> tuple[Any, Any]:
         RUDE: template.target(tokenizer, ""),
         ENDLESS: endless,
         ODD: unreadable,
+        SAME: template.target(tokenizer, SAME.answer, ["true"]),
+        LONGER: template.target(tokenizer, "We are closed today."),
     }
     model = tiny_llama(tokenizer, dtype="float32", initializer_range=0.1)
     rows = [(template.prompt(exchange, tokenizer), target) for exchange, target in targets.items()]
@@ -131,15 +135,33 @@ STRENGTHS = (0.0, 1e-6, 0.25, 0.5, 0.75, 1 - 1e-6, 1.0)
 
 def test_strength_is_the_score_below_which_an_answer_is_corrected(aligner: Aligner) -> None:
     answers = [GOOD, WRONG, *(Exchange.of("Return?", f"Within {days} days.") for days in (3, 31, 300, 90))]
-    keep = [scores["keep"] for scores in aligner.inspect(answers)]
-    assert len({round(score, 6) for score in keep}) > 2
+    leave = [scores["leave"] for scores in aligner.inspect(answers)]
+    assert len({round(score, 6) for score in leave}) > 2
     for strength in STRENGTHS:
-        for score, one in zip(keep, aligner.correct(answers, strength=strength), strict=True):
+        for score, one in zip(leave, aligner.correct(answers, strength=strength), strict=True):
             assert (one.outcome == "approved") == (score > strength) or strength == 0
             if strength:
                 # The score is the model's own, whatever the strength.
-                assert one.scores["keep"] == pytest.approx(score)
-                assert one.thresholds == {"keep": strength}
+                assert strength == 1 or one.scores["leave"] == pytest.approx(score)
+                assert one.thresholds == {"leave": strength}
+
+
+def test_what_would_be_written_again_is_left_at_once(aligner: Aligner) -> None:
+    """The verdict says FIX, and what follows is the same text: the first forward tells."""
+    by_verdict = aligner.correct([SAME, LONGER])
+    assert [one.outcome for one in by_verdict] == ["approved", "corrected"]
+    assert by_verdict[0].scores["keep"] < 0.1
+    assert by_verdict[0].usage.forwards > 1
+    metadata = replace(aligner.metadata, thresholds={"leave": 0.8})
+    leaving = Aligner(aligner.engine, metadata=metadata, template=aligner.template, tokenizer=aligner.tokenizer)
+    same, longer, wrong, good = leaving.correct([SAME, LONGER, WRONG, GOOD])
+    assert (same.outcome, same.text, same.usage.forwards) == ("approved", SAME.answer, 1)
+    assert same.scores["leave"] > 0.8 > 0.1 > same.scores["keep"]
+    # Every token of it is certain, and so is that it does not end there.
+    assert (longer.outcome, longer.text) == ("corrected", "We are closed today.")
+    assert longer.scores["leave"] < 0.2
+    assert (wrong.text, good.outcome, good.usage.forwards) == ("Within 30 days!", "approved", 1)
+    assert same.thresholds == {"leave": 0.8}
 
 
 def test_at_strength_0_every_answer_is_served_as_it_is(aligner: Aligner) -> None:

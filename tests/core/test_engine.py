@@ -121,8 +121,9 @@ def test_sliding_windows_and_models_with_learned_positions(tokenizer: Any) -> No
         for request, generation in zip(asked, batched, strict=True):
             assert list(generation.ids) == by_generate(model, request, tokenizer.eos_token_id)
             assert request.draft is not None
-            expected = by_one_forward(model, request.prompt, request.draft.ids)
+            *expected, end = by_one_forward(model, request.prompt, (*request.draft.ids, tokenizer.eos_token_id))
             assert generation.draft_logprobs == pytest.approx(expected, abs=1e-9)
+            assert not expected or generation.draft_end_logprob == pytest.approx(end, abs=1e-9)
 
 
 def test_log_probabilities_of_drafts_and_choices(tokenizer: Any, tiny_llama: Any) -> None:
@@ -147,8 +148,9 @@ def test_log_probabilities_of_drafts_and_choices(tokenizer: Any, tiny_llama: Any
         chosen = [by_one_forward(model, request.prompt, (token,))[0] for token in (7, 9)]
         assert [generation.choice_logprobs[token] for token in (7, 9)] == pytest.approx(chosen, abs=1e-9)
         if request.score_draft:
-            expected = by_one_forward(model, request.prompt, request.draft.ids)
+            *expected, end = by_one_forward(model, request.prompt, (*request.draft.ids, tokenizer.eos_token_id))
             assert generation.draft_logprobs == pytest.approx(expected, abs=1e-9)
+            assert not expected or generation.draft_end_logprob == pytest.approx(end, abs=1e-9)
         elif generation.draft_logprobs is not None:
             expected = by_one_forward(model, request.prompt, request.draft.ids)
             seen = [(one, right) for one, right in zip(generation.draft_logprobs, expected, strict=True) if one == one]
@@ -499,12 +501,15 @@ def test_a_stop_of_no_characters_ends_nothing(tokenizer: Any, tiny_llama: Any) -
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_draft_that_is_likely_enough_is_the_output(tokenizer: Any, tiny_llama: Any, packed: bool) -> None:
-    """None of the drafts is what the model would write; whether they stand depends on the least likely token alone."""
-    drafts = [draft_of(*range(number, 20 + number)) for number in range(6)]
+    """None of the drafts is what the model would write; whether they stand depends on the least likely token alone.
+
+    That nothing follows counts as one of them. It is likeliest where two tokens may say so.
+    """
+    drafts = [replace(draft_of(*range(number, 20 + number)), ends=(number % 2 * 7,)) for number in range(6)]
     asked = [replace(one, draft=draft) for one, draft in zip(requests(6, score_draft=True), drafts, strict=True)]
     with engine_of(tiny_llama(tokenizer), tokenizer, packed=packed) as engine:
         plain = run(engine, asked)
-        least = [min(one.draft_logprobs or ()) for one in plain]
+        least = [min(*(one.draft_logprobs or ()), one.draft_end_logprob or 0.0) for one in plain]
         above = run(engine, [replace(one, approve=score - 1e-6) for one, score in zip(asked, least, strict=True)])
         below = run(engine, [replace(one, approve=score + 1e-6) for one, score in zip(asked, least, strict=True)])
     assert [one.ids for one in above] == [draft.ids for draft in drafts]

@@ -17,7 +17,7 @@ from aligner_chain.cli import BATCH, main
 from aligner_chain.errors import CheckpointError, ConfigurationError
 from aligner_chain.inspectors import CallableInspector
 
-METADATA = AlignerMetadata(name="desk", version="3", template="aligner-chain/1", thresholds={"keep": 0.4})
+METADATA = AlignerMetadata(name="desk", version="3", template="aligner-chain/1", thresholds={"leave": 0.4})
 OTHER = Calibration(
     criterion="kind",
     threshold=0.5,
@@ -177,7 +177,7 @@ def test_what_was_not_measured_is_not_stored(tmp_path: Path) -> None:
 def test_the_command_prints_the_trade_off(folder: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--aligner", str(folder), "--file", str(labelled)]) == 0
     head, _, one, five, ten, _ = capsys.readouterr().out.splitlines()
-    assert head.startswith("keep: 10 good and 40 bad answers, AUC ")
+    assert head.startswith("leave: 10 good and 40 bad answers, AUC ")
     assert one.endswith("the gate stays shut: 40 bad answers, 299 are needed")
     assert five.endswith("the gate stays shut: 40 bad answers, 59 are needed")
     assert ten.endswith("%")
@@ -191,12 +191,12 @@ def test_a_threshold_is_written_and_said_in_json(
     assert main(["calibrate", "--aligner", str(folder), "--file", str(labelled), *options]) == 0
     shut, opened = map(json.loads, capsys.readouterr().out.splitlines())
     assert (shut["alpha"], shut["threshold"], shut["needed"], shut["n_bad"]) == (0.05, None, 63, 40)
-    assert (opened["aligner"], opened["upstream"], opened["criterion"]) == ("desk@3", "up@1", "keep")
-    stored = read_metadata(folder).calibrations["keep"]
+    assert (opened["aligner"], opened["upstream"], opened["criterion"]) == ("desk@3", "up@1", "leave")
+    stored = read_metadata(folder).calibrations["leave"]
     assert stored.as_json().items() >= {name: opened[name] for name in ("alpha", "delta", "threshold", "kept")}.items()
-    assert read_metadata(folder).threshold_of("keep") == opened["threshold"]
+    assert read_metadata(folder).threshold_of("leave") == opened["threshold"]
     aligner = Aligner.from_pretrained(folder)
-    assert aligner.metadata.thresholds == {"keep": 0.4}
+    assert aligner.metadata.thresholds == {"leave": 0.4}
     aligner.close()
 
 
@@ -213,7 +213,7 @@ def test_a_gate_that_stays_shut_writes_nothing(
 def test_more_answers_than_a_batch(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": "?", "answer": f"{n}", "ok": n % 2 == 0} for n in range(BATCH + 6)]
     assert main(["calibrate", "--aligner", str(folder), "--file", str(written(tmp_path, rows))]) == 0
-    assert f"keep: {BATCH // 2 + 3} good and {BATCH // 2 + 3} bad answers" in capsys.readouterr().out
+    assert f"leave: {BATCH // 2 + 3} good and {BATCH // 2 + 3} bad answers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
