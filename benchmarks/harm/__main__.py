@@ -47,7 +47,7 @@ def run_desk(options: argparse.Namespace) -> Figures:
         side_by_side.show(
             f"support desk, answers of the {name}" if name == "upstream" else f"support desk, {name}", figures[name]
         )
-    return {"aligner_threshold": aligner.metadata.thresholds.get("keep"), **figures}
+    return {"aligner_thresholds": dict(aligner.metadata.thresholds), **figures}
 
 
 def run_gate(options: argparse.Namespace) -> Figures:

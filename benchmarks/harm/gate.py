@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import desk
@@ -17,6 +17,7 @@ from aligner_chain import Aligner, Correction, Exchange
 from aligner_chain.calibration import calibrate
 from aligner_chain.inspectors import TrainedInspector
 from aligner_chain.policy import Policy
+from bootstrap.demo.start import LEAVE_FROM
 
 ALPHA, DELTA = 0.05, 0.05
 RIGHT = 0.7
@@ -24,7 +25,13 @@ RIGHT = 0.7
 COLUMNS = (
     "", "forwards", "tokens", "of the draft", "CPU ms", "called", "right changed", "wrong fixed", "wrong missed", "threshold"
 )  # fmt: skip
-DRAFTED, VERDICT, CLASSIFIER = "always, drafts", "verdict, calibrated", "classifier, then verdict"
+DRAFTED, CLASSIFIER = "always, drafts", "classifier, then Aligner"
+VERDICTS = (
+    "verdict alone, as it came",
+    "verdict alone, calibrated",
+    "verdict or draft, as it came",
+    "verdict or draft, calibrated",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,13 @@ class Way:
     strength: float | None = None
     score: str = ""
     threshold: float | None = None
+
+    @classmethod
+    def gated(cls, aligner: Aligner, score: str, threshold: float) -> Way:
+        """By one score of the Aligner's own, as if its `aligner.json` named that threshold alone."""
+        metadata = replace(aligner.metadata, thresholds={score: threshold}, calibrations={})
+        made = Aligner(aligner.engine, metadata=metadata, template=aligner.template, tokenizer=aligner.tokenizer)
+        return cls(made, None, score, threshold)
 
     def skips(self, correction: Correction) -> bool:
         return self.threshold is not None and correction.scores.get(self.score, 0.0) > self.threshold
@@ -57,14 +71,16 @@ def ways(demo: Path, work: Path, known_bad: Sequence[Exchange], seed: int) -> di
     verdict, copying = desk.local_aligner(desk.served(demo)), copying_aligner(demo, work, seed)
     inspector = learned(demo, seed)
     passing = _calibrated(inspector, "ok", known_bad)
-    keep, copy = _calibrated(verdict, "keep", known_bad), _calibrated(copying, "copy", known_bad)
-    own = verdict.metadata.thresholds["keep"]
+    leave, copy = _calibrated(verdict, "leave", known_bad), _calibrated(copying, "copy", known_bad)
+    keep = _threshold([one.scores["keep"] for one in verdict.correct(known_bad)])
     before = Policy(before=[inspector], thresholds={"ok": passing})
     return {
         "always, plain": Way(desk.local_aligner(desk.served(demo), packed=False), 1.0),
         DRAFTED: Way(verdict, 1.0),
-        "verdict, as it came": Way(verdict, None, "keep", own),
-        VERDICT: Way(verdict, keep, "keep", keep),
+        VERDICTS[0]: Way.gated(verdict, "keep", LEAVE_FROM),
+        VERDICTS[1]: Way.gated(verdict, "keep", keep),
+        VERDICTS[2]: Way.gated(verdict, "leave", LEAVE_FROM),
+        VERDICTS[3]: Way.gated(verdict, "leave", leave),
         "no verdict: always, drafts": Way(copying, 1.0),
         "no verdict: copy score": Way(copying, copy, "copy", copy),
         CLASSIFIER: Way(verdict.under(before), None, "ok", passing),
@@ -85,9 +101,13 @@ def learned(demo: Path, seed: int, asked: int = 4000, generated: int = 4000) -> 
 
 
 def _calibrated(inspector: Aligner | TrainedInspector, name: str, bad: Sequence[Exchange]) -> float:
-    threshold = calibrate([one[name] for one in inspector.inspect(bad)], alpha=ALPHA, delta=DELTA)
+    return _threshold([one[name] for one in inspector.inspect(bad)])
+
+
+def _threshold(scores: Sequence[float]) -> float:
+    threshold = calibrate(scores, alpha=ALPHA, delta=DELTA)
     if threshold is None:
-        raise SystemExit(f"{len(bad)} known-bad answers are too few for alpha={ALPHA}.")
+        raise SystemExit(f"{len(scores)} known-bad answers are too few for alpha={ALPHA}.")
     return threshold
 
 
@@ -150,7 +170,7 @@ def _row(way: Way, cases: Sequence[Case]) -> Figures:
 def _claims(cases: dict[str, list[Case]]) -> Iterator[Figures]:
     calls = share(case.correction.usage.forwards > 0 for case in cases[CLASSIFIER])
     yield {"claim": "the classifier saves half of the calls", "calls": calls, "met": calls["share"] <= 0.5}
-    for name in ("verdict, as it came", VERDICT):
+    for name in VERDICTS:
         spent = ratio(*([case.cpu_s for case in cases[one]] for one in (name, DRAFTED)))
         edits = [sum(case.right and case.changed for case in cases[one]) for one in (name, DRAFTED)]
         met = spent["ratio"] <= 0.7 or 2 * edits[0] <= edits[1]
