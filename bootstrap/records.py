@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from json.encoder import encode_basestring_ascii
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -22,7 +24,6 @@ HELD_OUT_SHARE = 0.2
 # Identifiers are text, to be searched by. What a model or a user wrote is JSON: its escapes hold every Python string
 # as it is, also the lone surrogates that a database's text refuses.
 EXCHANGE_IDENTIFIERS = ("upstream", "message_id", "run_id", "subject", "tenant", "split_key")
-IDENTIFIERS = ("id", "outcome", "aligner", "template", "redactor", *EXCHANGE_IDENTIFIERS)
 DOCUMENTS = (
     "turns",
     "answer",
@@ -124,6 +125,11 @@ class Record:
         """The newest feedback of a kind, None where there is none."""
         return next((one for one in reversed(self.feedback) if one.kind == kind), None)
 
+    @property
+    def decision(self) -> Feedback | None:
+        """What a person decided last, the newest edit or review: it takes the place of those before. None without one."""
+        return next((one for one in reversed(self.feedback) if one.kind in ("edit", "review")), None)
+
 
 def split_of(turns: Sequence[Turn], split_key: str | None = None) -> Split:
     """The split that a prompt belongs to, the same on every machine and at every time.
@@ -132,7 +138,10 @@ def split_of(turns: Sequence[Turn], split_key: str | None = None) -> Split:
     prompt where there is none. A held-out prompt goes half and half to the gate set and the report set, always by its
     normalised prompt, so that no prompt is in both.
     """
-    prompt = normalised_prompt(turns)
+    return _split(normalised_prompt(turns), split_key)
+
+
+def _split(prompt: str, split_key: str | None) -> Split:
     if _fraction("held out", split_key or prompt) >= HELD_OUT_SHARE:
         return "train"
     return "gate" if _fraction("half", prompt) < 0.5 else "report"
@@ -160,34 +169,100 @@ def fields_of(record: Record) -> dict[str, Any]:
     Raises:
         RecordError: it cannot be written as it is; the message names the correction.
     """
-    correction = record.correction
-    try:
-        fields = _exchange_fields(correction.exchange) | {
-            "id": correction.id,
-            "outcome": correction.outcome,
-            "aligner": correction.aligner,
-            "template": correction.template,
-            "text": correction.text,
-            "reason": correction.reason,
-            "edits": [[edit.start, edit.end, edit.before, edit.after] for edit in correction.edits],
-            "scores": _numbers(correction.scores),
-            "thresholds": _numbers(correction.thresholds),
-            "criteria": list(correction.criteria),
-            "findings": [asdict(finding) for finding in correction.findings],
-            "usage": asdict(correction.usage),
-            "weight": float(record.weight),
-            "redactor": record.redactor,
-            "at_ms": int(record.at_ms),
-        }
+    with _naming(record):
+        fields = _fields(record)
         json.dumps(fields, allow_nan=False)
-        for name in IDENTIFIERS:
-            _check_identifier(name, fields[name])
-    except (AttributeError, TypeError, ValueError) as error:
-        which: object = getattr(correction, "id", correction)
+    return fields
+
+
+def encoded(record: Record) -> dict[str, Any]:
+    """As `fields_of`, but each of the `DOCUMENTS` is the text of its JSON, as a database keeps it."""
+    with _naming(record):
+        fields = _fields(record)
+        for name in DOCUMENTS:
+            fields[name] = _json(fields[name])
+    return fields
+
+
+def feedback_fields(feedback: Feedback) -> dict[str, Any]:
+    """Feedback as a database keeps it, flat; `value` is the text of its JSON.
+
+    Raises:
+        RecordError: it cannot be written as it is; the message names it.
+    """
+    fields = {name: getattr(feedback, name) for name in _FEEDBACK_IDENTIFIERS}
+    try:
+        _check_identifiers(fields)
+        return fields | {"value": _json(feedback.value), "at_ms": int(feedback.at_ms)}
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"The feedback {feedback.id!r} cannot be stored: {error}.") from error
+
+
+def check_identifier(name: str, value: str) -> str:
+    """The identifier, where a database's text can hold it.
+
+    Raises:
+        RecordError: it holds half a character, or a NUL (which PostgreSQL refuses).
+    """
+    try:
+        _check_identifiers({name: value})
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"No record can have this {name}: {error}.") from error
+    return value
+
+
+def placed(record: Record) -> tuple[str, Split]:
+    """A record's `prompt` and `split`, both at once."""
+    exchange = record.correction.exchange
+    with _naming(record):
+        prompt = normalised_prompt(exchange.turns)
+    return hashlib.sha256(prompt.encode()).hexdigest(), _split(prompt, exchange.split_key)
+
+
+@contextmanager
+def _naming(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        which: object = getattr(record.correction, "id", record.correction)
         raise RecordError(
             f"The correction {which!r} cannot be stored: {error}. Mend it and append it again."
         ) from error
-    return fields
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    correction = record.correction
+    exchange = correction.exchange
+    identifiers = {
+        "id": correction.id,
+        "outcome": correction.outcome,
+        "aligner": correction.aligner,
+        "template": correction.template,
+        "redactor": record.redactor,
+        "upstream": exchange.upstream,
+        "message_id": exchange.message_id,
+        "run_id": exchange.run_id,
+        "subject": exchange.subject,
+        "tenant": exchange.tenant,
+        "split_key": exchange.split_key,
+    }
+    _check_identifiers(identifiers)
+    usage = correction.usage
+    return identifiers | {
+        "turns": [[turn.role, turn.text] for turn in exchange.turns],
+        "answer": exchange.answer,
+        "context": list(exchange.context),
+        "text": correction.text,
+        "reason": correction.reason,
+        "edits": [[edit.start, edit.end, edit.before, edit.after] for edit in correction.edits],
+        "scores": _numbers(correction.scores),
+        "thresholds": _numbers(correction.thresholds),
+        "criteria": list(correction.criteria),
+        "findings": [asdict(finding) for finding in correction.findings],
+        "usage": {name: getattr(usage, name) for name in _USAGE},
+        "weight": float(record.weight),
+        "at_ms": int(record.at_ms),
+    }
 
 
 def record_of(fields: Mapping[str, Any]) -> Record:
@@ -219,22 +294,30 @@ def record_of(fields: Mapping[str, Any]) -> Record:
     )
 
 
-def _exchange_fields(exchange: Exchange) -> dict[str, Any]:
-    return {
-        "turns": [[turn.role, turn.text] for turn in exchange.turns],
-        "answer": exchange.answer,
-        "context": list(exchange.context),
-        **{name: getattr(exchange, name) for name in EXCHANGE_IDENTIFIERS},
-    }
-
-
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def _check_identifier(name: str, value: str | None) -> None:
-    """Raises ValueError where a database's text cannot hold an identifier: half a character, or a NUL (PostgreSQL)."""
-    if value is not None and "\0" in value:
-        raise ValueError(f"{name} holds a NUL character")
-    if value is not None:
-        value.encode()
+def _check_identifiers(identifiers: Mapping[str, str | None]) -> None:
+    """Raises ValueError where a database's text cannot hold one: half a character, or a NUL (PostgreSQL)."""
+    together = "".join([value for value in identifiers.values() if value is not None])
+    if together.isascii() and "\0" not in together:  # almost always, and one look is quicker than eleven
+        return
+    for name, value in identifiers.items():
+        if value is not None and "\0" in value:
+            raise ValueError(f"{name} holds a NUL character")
+        if value is not None:
+            value.encode()
+
+
+def _json(value: Any) -> str:
+    """The text of a value's JSON, in ASCII."""
+    # Most records leave some of them empty, and a text needs no walk.
+    if not value and isinstance(value, list | dict):
+        return "[]" if isinstance(value, list) else "{}"
+    return encode_basestring_ascii(value) if isinstance(value, str) else _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False)
+_USAGE = tuple(one.name for one in fields(Usage))
+_FEEDBACK_IDENTIFIERS = ("id", "kind", "correction_id", "message_id", "run_id", "author")

@@ -26,13 +26,12 @@ from sqlalchemy import JSON, Column, Connection, Integer, MetaData, Row, Table, 
 
 from aligner_chain.serving import FILE_NAME, SCHEMA
 from aligner_chain.serving import home as default_home
-from bootstrap.database import Database
+from bootstrap.database import Database, Schema
 from bootstrap.errors import RegistryError
 from bootstrap.files import is_disk_error, remove_abandoned, replace_file, sync, sync_tree, write_synced
 
 Kind = Literal["upstream", "aligner"]
 
-SCHEMA_VERSION = 1
 _UNFINISHED = ".new-"
 _ABANDONED_S = 3600.0
 
@@ -64,6 +63,7 @@ _EVENTS = Table(
     Column("back", Integer),
     Column("time", Text, nullable=False),
 )
+_SCHEMA = Schema("registry", _METADATA)
 _NEWEST_EVENT = select(_EVENTS).order_by(_EVENTS.c.id.desc()).limit(1)
 
 
@@ -124,7 +124,7 @@ class Registry:
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
         self.home = default_home() if home is None else Path(home).expanduser().absolute()
-        self._database = Database(self.home / "registry.db", _METADATA, version=SCHEMA_VERSION)
+        self._database = Database(self.home / "registry.db", _SCHEMA)
         self._finish_publishing()
 
     def add(self, kind: Kind, write: Callable[[Path], object], manifest: Mapping[str, Any]) -> Version:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bootstrap.store import CorrectionStore
+
+
+STORE_HELP = "the store: a file's path, or postgresql://user:password@host/name"
 
 
 def add_command(
@@ -31,3 +38,28 @@ def say(line: str) -> None:
 def say_to_stderr(line: str) -> None:
     """Prints a line beside what a program reads from the standard output."""
     print(line, file=sys.stderr, flush=True)
+
+
+def existing_store(url: str) -> CorrectionStore:
+    """The store at a URL or path that is there already; a mistyped path makes no new one.
+
+    Raises:
+        StoreError: there is no such file, or it is no store.
+    """
+    from bootstrap.store import CorrectionStore
+
+    require_store(url)
+    return CorrectionStore(url)
+
+
+def require_store(url: str) -> None:
+    """Raises `StoreError` where a URL or path names a file that is not there."""
+    from bootstrap.errors import StoreError
+
+    scheme, _, rest = url.rpartition("://")
+    path = Path(rest.removeprefix("/") if scheme else rest).expanduser()
+    if scheme in ("", "sqlite") and not path.exists():
+        raise StoreError(
+            f"There is no store at {path}. Check the path given; a store is made by what collects into it:\n"
+            "  AlignerCorrector(on_correction=Collector(CorrectionStore(...)).submit)"
+        )

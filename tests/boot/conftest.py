@@ -3,9 +3,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import micro
 import pytest
@@ -17,6 +18,35 @@ from bootstrap.store import CorrectionStore
 @pytest.fixture
 def store(tmp_path) -> CorrectionStore:
     return CorrectionStore(tmp_path / "corrections.db")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server; skips where there is none."""
+    server = pytest.importorskip("postgres", exc_type=ModuleNotFoundError)
+    if reason := server.missing():
+        pytest.skip(reason)
+    running = server.PostgresServer()
+    try:
+        yield running
+    finally:
+        running.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a new store can be: in a file, and in a server's database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'corrections.db'}"
+    return str(request.getfixturevalue("postgres").new_database())
+
+
+@pytest.fixture
+def any_store(url: str) -> Iterator[CorrectionStore]:
+    """An empty store of each kind."""
+    store = CorrectionStore(url)
+    yield store
+    store.close()
 
 
 @pytest.fixture

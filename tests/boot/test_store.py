@@ -6,18 +6,19 @@ import sqlite3
 import string
 import subprocess
 import threading
+import traceback
 from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Column, Integer, MetaData, Table
 
 from aligner_chain.exchange import Correction, Edit, Exchange, Turn, Usage
 from bootstrap.database import Database
 from bootstrap.errors import RecordError, StoreError
-from bootstrap.records import HELD_OUT_SHARE, normalised_prompt, split_of
-from bootstrap.store import CorrectionStore
+from bootstrap.records import HELD_OUT_SHARE, Feedback, normalised_prompt, split_of
+from bootstrap.store import SCHEMA, CorrectionStore
+from bootstrap.tables import TOMBSTONES
 
 # What a model or a user writes may be any Python string, also one that no encoding takes; identifiers are Unicode.
 anything = st.text(st.characters(), max_size=12)
@@ -193,7 +194,7 @@ def test_the_role_is_part_of_the_prompt():
 def test_the_file_is_a_write_ahead_log_and_knows_its_version(store):
     with closing(sqlite3.connect(store.path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("SELECT version_num FROM collection_revision").fetchone() == (SCHEMA.head,)
 
 
 def test_a_store_opens_again(store, make_correction):
@@ -214,33 +215,6 @@ def test_threads_share_a_store(store, make_correction):
     for thread in threads:
         thread.join()
     assert store.count() == 40
-
-
-RACE = """
-import multiprocessing, sys
-from aligner_chain.exchange import Correction, Exchange
-from bootstrap.store import CorrectionStore
-
-def write(barrier, path):
-    barrier.wait()
-    store = CorrectionStore(path)
-    for number in range(5):
-        store.append([Correction(exchange=Exchange.of("q", "a"), text="b", outcome="corrected")])
-
-if __name__ == "__main__":
-    fork = multiprocessing.get_context("fork")
-    barrier = fork.Barrier(4)
-    processes = [fork.Process(target=write, args=(barrier, sys.argv[1])) for _ in range(4)]
-    [process.start() for process in processes]
-    [process.join() for process in processes]
-    sys.exit(max(process.exitcode for process in processes))
-"""
-
-
-def test_processes_that_make_a_store_at_once_share_it(tmp_path, run_python):
-    done = run_python(RACE, tmp_path / "corrections.db")
-    assert done.returncode == 0, done.stderr
-    assert CorrectionStore(tmp_path / "corrections.db").count() == 20
 
 
 @pytest.fixture
@@ -290,28 +264,29 @@ def test_the_way_out_of_corruption_works(store, full_file, make_correction):
     assert CorrectionStore(store.path).append([make_correction()]) == 1
 
 
-def test_a_newer_version_is_refused_and_left_alone(store):
-    with closing(sqlite3.connect(store.path)) as connection:
-        connection.execute("PRAGMA user_version = 7")
-    with pytest.raises(StoreError, match="schema version 7; this version of aligner-chain works with 1") as caught:
-        CorrectionStore(store.path)
-    assert "pip install --upgrade aligner-chain" in str(caught.value)
-
-
 def test_another_programs_database_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "other.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE songs (name TEXT)")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="lacks corrections"):
+    with pytest.raises(StoreError, match="lacks collection_revision"):
         CorrectionStore(path)
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    "target", ["sqlite://", "sqlite:///:memory:", "postgresql://someone:secret@host/name", "://", "mysql+pymysql://x"]
+    "target",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "postgres://someone:secret@host/name",
+        "postgresql+asyncpg://someone:secret@host/name",
+        "postgresql://someone:secret@host:port/name",
+        "://secret",
+        "mysql+pymysql://x",
+    ],
 )
-def test_only_sqlite_files_are_supported(target):
+def test_only_files_and_postgresql_are_supported(target):
     with pytest.raises(StoreError, match="sqlite:////absolute/path") as caught:
         CorrectionStore(target)
     assert "secret" not in str(caught.value)
@@ -330,9 +305,7 @@ def test_folders_are_made_and_a_file_in_the_way_is_named(tmp_path):
 
 
 def test_a_lock_that_is_held_too_long_is_an_error_that_says_so(tmp_path):
-    schema = MetaData()
-    Table("things", schema, Column("id", Integer, primary_key=True))
-    database = Database(tmp_path / "things.db", schema, version=3, busy_timeout_s=0.01)
+    database = Database(tmp_path / "corrections.db", SCHEMA, busy_timeout_s=0.01)
     with database.write():
         with database.read():  # a reader is not held up
             pass
@@ -346,27 +319,57 @@ def test_a_file_that_another_process_is_making_is_waited_for(tmp_path):
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as elsewhere:
         elsewhere.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="SQLITE_BUSY"):
-            Database(path, MetaData(), version=1, busy_timeout_s=0.01)
+            Database(path, SCHEMA, busy_timeout_s=0.01)
         release = threading.Timer(0.1, elsewhere.execute, ["ROLLBACK"])
         release.start()
         assert CorrectionStore(path).count() == 0
         release.join()
 
 
-def test_an_error_inside_a_transaction_undoes_it(tmp_path):
-    schema = MetaData()
-    things = Table("things", schema, Column("id", Integer, primary_key=True))
-    database = Database(tmp_path / "things.db", schema, version=1)
-
+def test_an_error_inside_a_transaction_undoes_it(store):
     def fail() -> None:
-        with database.write() as connection:
-            connection.execute(things.insert(), {"id": 1})
+        with store.database.write() as connection:
+            connection.execute(TOMBSTONES.insert(), {"kind": "correction", "key": "a", "at_ms": 1})
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    with database.read() as connection:
-        assert connection.execute(things.select()).all() == []
+    assert store.deleted(["a"]) == set()
+
+
+def test_an_error_does_not_show_the_rows_it_is_about(store):
+    private = "-".join(["a", "secret"])
+    with pytest.raises(StoreError) as caught, store.database.write() as connection:
+        connection.execute(TOMBSTONES.insert(), [{"kind": private, "key": "a", "at_ms": 1}] * 2)
+    assert private not in "".join(traceback.format_exception(caught.value))
+
+
+def test_no_byte_of_what_is_deleted_stays_in_the_file(store, make_correction):
+    batch = [
+        make_correction(f"question {number}", "private" * number, "PRIVATE" * number, subject="private person")
+        for number in range(1, 60)
+    ]
+    store.append([*batch, make_correction("kept", "kept answer", "kept")])
+    store.add_feedback([Feedback(kind="comment", value="private remark", correction_id=batch[7].id)])
+    with store.kept_open():
+        assert store.delete(subject="private person") == 59
+        on_disk = b"".join(file.read_bytes() for file in store.path.parent.glob("corrections.db*"))
+    assert b"private" not in on_disk.lower()
+    assert b"kept answer" in on_disk
+
+
+def test_a_reader_of_the_log_holds_up_a_deletion_and_it_can_be_finished(tmp_path, make_correction):
+    store = CorrectionStore(tmp_path / "corrections.db")
+    store.database = Database(store.path, SCHEMA, busy_timeout_s=0.01)
+    sent = make_correction("question", "private")
+    store.append([sent])
+    with store.database.read() as reader:
+        reader.execute(TOMBSTONES.select()).all()
+        with pytest.raises(StoreError, match="The rows are deleted, but their text is still on the disk"):
+            store.delete(ids=[sent.id])
+    assert store.count() == 0
+    assert store.delete(ids=[sent.id]) == 0
+    assert not any(b"private" in file.read_bytes() for file in tmp_path.glob("corrections.db*"))
 
 
 IMPORTS = """
@@ -384,7 +387,18 @@ def test_importing_loads_no_framework(run_python):
     assert done.returncode == 0, done.stderr
     package, names = map(set, json.loads(done.stdout))
     assert "sqlalchemy" in names - package
-    assert not names & {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "langchain_core", "numpy"}
+    assert not names & {
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "accelerate",
+        "langchain_core",
+        "numpy",
+        "alembic",
+        "psycopg",
+    }
 
 
 def test_the_package_says_what_it_does_not_have():
@@ -408,3 +422,15 @@ except MissingExtraError as error:
 
 def test_a_missing_sqlalchemy_says_what_to_install(run_python):
     assert "pip install 'aligner-chain[collect]'" in run_python(MISSING).stdout
+
+
+def test_a_file_that_was_moved_away_is_not_made_anew(store, make_correction):
+    store.append([make_correction()])
+    assert store.path is not None
+    elsewhere = store.path.with_name("moved.db")
+    store.path.rename(elsewhere)
+    with pytest.raises(StoreError, match="is there"):
+        store.append([make_correction()])
+    assert not store.path.exists()
+    elsewhere.rename(store.path)
+    assert store.append([make_correction()]) == 1
