@@ -28,7 +28,7 @@ from bootstrap.errors import NotEnoughPairsError, RegistryError, StageError
 from bootstrap.evaluation import GateResult, non_inferiority_gate, share_gate, superiority_gate
 from bootstrap.judges import Annotator, Verifier
 from bootstrap.measures import Measured, Yardstick
-from bootstrap.pairs import PairSet, Triple, build_pairs, manifest, triples
+from bootstrap.pairs import PairSet, Triple, collect_pairs, manifest, triples
 from bootstrap.registry import PairVersion, Registry, Version
 from bootstrap.store import CorrectionStore
 from bootstrap.upstream import DPOSettings, save_model, train_upstream
@@ -208,7 +208,7 @@ class _Round:
     def build_pairs(self) -> PairSet:
         """Freezes the training split as it is now into preference pairs."""
         with self._stage("build pairs"):
-            pairs = build_pairs(self.store.corrections("train"), minimum=self.config.least_pairs)
+            pairs = collect_pairs(self.store, minimum=self.config.least_pairs)
             self.say(f"{len(pairs.pairs)} pairs from live corrections, left out {dict(pairs.dropped)}")
             return pairs
 

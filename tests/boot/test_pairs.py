@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pickle
 
@@ -10,7 +11,19 @@ from hypothesis import strategies as st
 
 from aligner_chain.exchange import Exchange, Turn
 from bootstrap.errors import NotEnoughPairsError, TrainingDataError
-from bootstrap.pairs import Pair, Triple, build_pairs, manifest, read_triples, triples, write_triples
+from bootstrap.pairs import (
+    Filters,
+    Pair,
+    Triple,
+    build_pairs,
+    collect_pairs,
+    human_triples,
+    manifest,
+    read_triples,
+    triples,
+    write_triples,
+)
+from bootstrap.records import Feedback, Record, split_of
 
 GOOD = {"question": "q", "answer": "a", "correction": "c"}
 
@@ -187,7 +200,7 @@ def test_a_hand_written_file_is_read(data):
         ({**GOOD, "answer": "\ud800"}, '"answer" holds a lone surrogate'),
         ({**GOOD, "context": "p"}, '"context" must be a list of strings'),
         ({**GOOD, "criteria": [1]}, '"criteria" must be text, not 1'),
-        ({**GOOD, "source": "me"}, '"source" must be one of gold, verified, annotated'),
+        ({**GOOD, "source": "me"}, '"source" must be one of gold, human, verified, annotated'),
         ({"turns": [], "answer": "a", "correction": "c"}, '"turns" must be a list of objects'),
         ({"turns": ["q"], "answer": "a", "correction": "c"}, '"turns" must be a list of objects'),
         ({"turns": [{"role": "user"}], "answer": "a", "correction": "c"}, '"text" is missing'),
@@ -213,3 +226,119 @@ def test_a_file_without_rows_or_that_is_none_is_an_error(data, tmp_path):
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TrainingDataError, match="cannot be read"):
         read_triples(binary)
+
+
+def split_prompts(split, number, template="the parcel with the {} ribbon from {} came late again today"):
+    """Prompts of one split, made of letters only: their numbers tell no two apart."""
+    letters = itertools.product("abcdefghij", repeat=4)
+    prompts = (template.format("".join(some), "".join(reversed(some))) for some in letters)
+    return list(itertools.islice((one for one in prompts if split_of((Turn(role="user", text=one),)) == split), number))
+
+
+def test_the_pairs_of_a_store_are_of_the_training_split(store, make_correction):
+    prompts = [
+        f"{word}?" for word in ("alpha", "beta", "gamma", "delta", "rho", "tau", "phi", "chi", "psi", "nu", "pi")
+    ]
+    made = [make_correction(prompt, answer=f"{prompt} bad", text=f"{prompt} good") for prompt in prompts]
+    store.append(made)
+    held_out = {one.id for one in made if split_of(one.exchange.turns) != "train"}
+    assert held_out
+    found = collect_pairs(store)
+    assert {pair.correction_id for pair in found.pairs} == {one.id for one in made} - held_out
+    assert found.pairs == build_pairs(store.records("train")).pairs
+
+
+@pytest.mark.parametrize("held_out", ["gate", "report"])
+def test_what_gives_a_held_out_prompt_away_makes_no_pair(store, make_correction, held_out):
+    prompt = split_prompts(held_out, 1)[0]
+    variants = [f"{prompt} {word}" for word in ("please", "now", "soon", "friend", "sir", "madam", "thanks")]
+    near = next(one for one in variants if split_of((Turn(role="user", text=one),)) == "train")
+    far = split_prompts("train", 1, "is a {} shirt {} warm in winter")[0]
+    store.append(make_correction(one, answer=f"bad {one}", text=f"good {one}") for one in (prompt, near, far))
+    found = collect_pairs(store)
+    assert [pair.turns[0].text for pair in found.pairs] == [far]
+    assert found.dropped == {"near a held-out prompt": 1}
+    assert len(collect_pairs(store, filters=Filters(off=("near a held-out prompt",))).pairs) == 2
+
+
+def test_of_near_duplicates_the_first_is_taken(store, make_correction):
+    prompt = split_prompts("train", 1)[0]
+    long = "the answer says that one two three four five six seven red blue green yellow white black brown things"
+    store.append(
+        make_correction(prompt, answer=f"{long} {end}", text=f"indeed {long} {end}")
+        for end in ("now", "later", "now 5")
+    )
+    found = collect_pairs(store)
+    assert [pair.rejected[-5:] for pair in found.pairs] == ["s now", "now 5"]
+    assert found.dropped == {"near-duplicate": 1}
+
+
+def test_other_numbers_make_another_question(store, make_correction):
+    template = "I have had this kettle with the red handle and the long cord for {} days and I want to return it today"
+    made = [make_correction(template.format(days), text=f"good {days}") for days in range(100)]
+    store.append(made)
+    train = [one for one in made if split_of(one.exchange.turns) == "train"]
+    assert 50 < len(train) < 100
+    assert len(collect_pairs(store).pairs) == len(train)
+
+
+def test_a_store_with_too_few_pairs_is_an_error(store, make_correction):
+    store.append([make_correction()])
+    with pytest.raises(NotEnoughPairsError):
+        collect_pairs(store, minimum=2)
+
+
+def test_duplicates_are_found_among_very_many_rows():
+    from bootstrap.pairs.building import _Seen
+
+    seen = _Seen()
+    pairs = [Pair(turns=(), chosen="c", rejected=str(number), correction_id="") for number in range(150_000)]
+    assert not any(map(seen.add, pairs))
+    assert all(map(seen.add, pairs[::100]))
+
+
+def spoken(correction, *said):
+    feedback = (Feedback(kind=kind, value=value, correction_id=correction.id) for kind, value in said)
+    return Record(correction=correction, feedback=tuple(feedback))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([("edit", "best")], "best"),
+        ([("edit", "bad")], None),  # the answer was right
+        ([("review", True)], "good"),
+        ([("thumb", True)], "good"),
+        ([("review", False)], "rejected in review"),
+        ([("thumb", False)], "thumbs down"),
+        ([("comment", "hm")], "nobody vouches for it"),
+        ([], "nobody vouches for it"),
+    ],
+)
+def test_only_what_somebody_vouches_for_makes_a_triple(make_correction, said, expected):
+    found = human_triples([spoken(dataclasses.replace(make_correction(), criteria=("kind",)), *said)])
+    if found.triples:
+        (row,) = found.triples
+        assert (row.answer, row.correction, row.source) == ("bad", expected, "human")
+        assert row.criteria == (("kind",) if expected == "good" else ())
+    else:
+        assert found.dropped == {expected: 1}
+
+
+def test_triples_by_people_are_fit_to_train_on(make_correction):
+    records = [
+        spoken(make_correction("a"), ("edit", "\ud800")),
+        spoken(make_correction("b", answer=""), ("review", True)),
+        *(spoken(make_correction("c"), ("review", True)) for _ in range(2)),
+    ]
+    assert human_triples(records).dropped == {"not unicode": 1, "empty": 1, "duplicate": 1}
+
+
+def test_twenty_bad_lines_are_named_and_all_are_counted(data):
+    with pytest.raises(TrainingDataError) as caught:
+        read_triples(data(GOOD, *["[]"] * 30, GOOD))
+    message = str(caught.value)
+    assert "line 2: " in message
+    assert "line 21: " in message
+    assert "line 22: " not in message
+    assert "and 10 more: 30 of 32 lines are bad" in message

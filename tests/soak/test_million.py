@@ -1,0 +1,43 @@
+"""A million corrections: building pairs and exporting them stays under 500 MB, and shows where it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import million
+import pytest
+
+NUMBER = 1_000_000
+MOST_MB = 500
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("million") / "corrections.db"
+    million.fill(path, NUMBER)
+    return path
+
+
+@pytest.mark.soak
+def test_counting_pairs(store: Path) -> None:
+    ran = million.run("pairs", "--store", store, "--json", "--progress")
+    told = json.loads(ran.out)
+    assert told["read"] == told["rows"] + sum(told["dropped"].values())
+    assert {"unchanged", "duplicate", "near-duplicate"} <= told["dropped"].keys()
+    assert ran.err.count("\r") > 10
+    assert ran.peak_mb < MOST_MB
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["preference", "prompt-completion"])
+def test_exporting(store: Path, tmp_path: Path, form: str, kind: str) -> None:
+    out = tmp_path / "out"
+    ran = million.run("export", "--store", store, "--out", out, "--form", form, "--format", kind, "--progress")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["rows"] > NUMBER / 2
+    assert manifest["boilerplate"] == ["I hope this helps!"]
+    assert ran.err.count("\r") > 10
+    assert ran.peak_mb < MOST_MB
+    assert million.run("export", "--store", store, "--check", out).peak_mb < MOST_MB
