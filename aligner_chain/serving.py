@@ -137,6 +137,7 @@ def _not_configured(folder: Path) -> str:
         f"No Aligner was given, ALIGNER_MODEL is not set and {folder} serves none. Ways to one:\n"
         "- correct with a chat model at hand, no training: give  Aligner.from_chat_model(chat_model)  as the Aligner\n"
         "- name a folder or hub id:  export ALIGNER_MODEL=path-or-hub-id\n"
+        "- have a strong chat model make a first training set:  aligner-bootstrap annotate --help\n"
         "- train one on your own corrections:  aligner-bootstrap train-aligner --help\n"
         "- see a trained pair at work first:  aligner-bootstrap demo --out demo-out  "
         "and then  export ALIGNER_HOME=$PWD/demo-out/home"

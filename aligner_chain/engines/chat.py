@@ -6,14 +6,16 @@ import contextvars
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.engines.base import Generation, Request
 from aligner_chain.engines.text import TextEngine, exchange_of
 from aligner_chain.errors import UnreadableCorrectionError
+from aligner_chain.exchange import Usage
 
 if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel
+    from langchain_core.runnables import Runnable
     from llama_index.core.llms import LLM
 
 WORKERS = 8
@@ -37,12 +39,23 @@ Change as little as possible: copy everything that is right word for word, keep 
 facts of your own. Never explain your changes."""
 
 
-class ChatEngine(TextEngine):
-    """A chat model that follows instructions. Question and answer are passed as JSON, which no text can break out of."""
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What a chat model wrote, and the tokens that it says it took."""
 
-    def __init__(self, chat_model: BaseChatModel | LLM) -> None:
-        super().__init__(WORKERS)
-        self._reply: Callable[[Any, Sequence[str]], list[str | Exception]]
+    text: str
+    usage: Usage = field(default_factory=Usage)
+
+
+class ChatEngine(TextEngine):
+    """A chat model that follows instructions. Question and answer are passed as JSON, which no text can break out of.
+
+    `workers` is the number of calls of `submit` that run at once.
+    """
+
+    def __init__(self, chat_model: Runnable[Any, Any] | LLM, *, workers: int = WORKERS) -> None:
+        super().__init__(workers)
+        self._reply: Callable[[Any, Sequence[str]], list[_Reply | Exception]]
         self._chat_model, self._reply = chat_model, _of_llama_index if is_llama_index(chat_model) else _of_langchain
 
     def _answered(self, requests: Sequence[Request]) -> Iterable[Generation | Exception]:
@@ -55,19 +68,26 @@ def is_llama_index(model: object) -> bool:
     return any(kind.__module__.partition(".")[0] == "llama_index" for kind in type(model).__mro__)
 
 
-def _of_langchain(model: Any, payloads: Sequence[str]) -> list[str | Exception]:
+def _of_langchain(model: Any, payloads: Sequence[str]) -> list[_Reply | Exception]:
     prompts = [[("system", INSTRUCTIONS), ("human", payload)] for payload in payloads]
     replies = model.batch(prompts, config={"tags": list(TAGS)}, return_exceptions=True)
-    return [reply if isinstance(reply, Exception) else str(reply.text) for reply in replies]
+    return [reply if isinstance(reply, Exception) else _Reply(str(reply.text), _usage(reply)) for reply in replies]
 
 
-def _of_llama_index(model: Any, payloads: Sequence[str]) -> list[str | Exception]:
+def _usage(reply: Any) -> Usage:
+    """The tokens of a message, none where its provider does not tell them."""
+    told = reply.usage_metadata or {}
+    return Usage(prompt_tokens=told.get("input_tokens", 0), new_tokens=told.get("output_tokens", 0))
+
+
+def _of_llama_index(model: Any, payloads: Sequence[str]) -> list[_Reply | Exception]:
     from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
-    def reply(payload: str) -> str | Exception:
+    def reply(payload: str) -> _Reply | Exception:
         system = ChatMessage(role=MessageRole.SYSTEM, content=INSTRUCTIONS)
         try:
-            return str(model.chat([system, ChatMessage(role=MessageRole.USER, content=payload)]).message.content or "")
+            said = model.chat([system, ChatMessage(role=MessageRole.USER, content=payload)])
+            return _Reply(str(said.message.content or ""))
         except Exception as error:  # noqa: BLE001  A provider raises anything; it belongs to this answer alone.
             return error
 
@@ -87,20 +107,25 @@ def _payload(request: Request) -> str:
     return json.dumps({**payload, "answer": exchange.answer}, ensure_ascii=False, indent=1)
 
 
-def _read(request: Request, reply: str | Exception) -> Generation | Exception:
+def _read(request: Request, reply: _Reply | Exception) -> Generation | Exception:
     """The chat model's reply as a generation."""
     if isinstance(reply, Exception):
         return reply
-    answer, text = exchange_of(request).answer, reply.strip()
+    answer, text = exchange_of(request).answer, reply.text.strip()
     verdict, _, correction = text.partition("\n")
     if text == "KEEP":
-        return Generation(key=request.key, text=answer, approved=True)
+        return Generation(key=request.key, text=answer, approved=True, usage=reply.usage)
     if verdict.strip() != "FIX":
-        return UnreadableCorrectionError(
-            f"The chat model's reply starts with {verdict[:60]!r} and not with KEEP or FIX alone on a line. It does not "
-            "follow the instructions well enough to correct: use a stronger one, or a trained Aligner."
-        )
+        return Generation(key=request.key, error=_unreadable(verdict), usage=reply.usage)
     # The whitespace around an answer is no part of what the chat model was asked to judge.
     core = answer.strip()
     before, _, after = answer.partition(core)
-    return Generation(key=request.key, text=f"{before}{correction.strip()}{after}" if correction.strip() else "")
+    corrected = f"{before}{correction.strip()}{after}" if correction.strip() else ""
+    return Generation(key=request.key, text=corrected, usage=reply.usage)
+
+
+def _unreadable(verdict: str) -> UnreadableCorrectionError:
+    return UnreadableCorrectionError(
+        f"The chat model's reply starts with {verdict[:60]!r} and not with KEEP or FIX alone on a line. It does not "
+        "follow the instructions well enough to correct: use a stronger one, or a trained Aligner."
+    )

@@ -19,6 +19,7 @@ from aligner_chain import Aligner, Exchange, Turn
 from aligner_chain.engines.base import Request, Sampling
 from aligner_chain.engines.chat import ChatEngine
 from aligner_chain.errors import CapabilityError, CorrectionTimeoutError, EngineError, UnreadableCorrectionError
+from aligner_chain.exchange import Usage
 
 WRONG = Exchange.of("Return?", "  Within 90 days.\n")
 
@@ -69,6 +70,15 @@ def test_replies_that_do_not_are_failures(reply: str) -> None:
     failed = corrected(reply)
     assert (failed.outcome, failed.text) == ("failed", WRONG.answer)
     assert isinstance(failed.error, UnreadableCorrectionError)
+
+
+def test_what_a_reply_took_is_told_also_where_it_cannot_be_read() -> None:
+    told = {"input_tokens": 210, "output_tokens": 7, "total_tokens": 217}
+    for reply in ("KEEP", "FIX\nWithin 30 days.", "Sure!"):
+        model = GenericFakeChatModel(messages=iter([AIMessage(reply, usage_metadata=told)]))
+        [correction] = Aligner.from_chat_model(model).correct([WRONG])
+        assert (correction.usage.prompt_tokens, correction.usage.new_tokens) == (210, 7)
+    assert corrected("KEEP").usage == Usage()
 
 
 def test_everything_is_passed_as_data() -> None:
