@@ -1,4 +1,4 @@
-"""Charts of shares as inline SVG: lines over rounds, dots with intervals, dots of two states.
+"""Charts as inline SVG: shares as lines over rounds, dots with intervals, dots of two states; counts as columns over time.
 
 Every chart has a title, its own on the page, and a description for readers who do not see it, and labels at the marks,
 so that colour is never the only key. Colours come from the page's style through class names; lengths are in SVG units.
@@ -6,6 +6,7 @@ so that colour is never the only key. Colours come from the page's style through
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from html import escape
 WIDTH = 880
 LEFT, RIGHT, TOP, BOTTOM = 52, 180, 14, 34
 """Margins of a line chart; the right one holds the labels of the lines."""
+COLUMNS_RIGHT = 20
+"""The right margin of columns, which have no labels at their ends."""
+WIDEST_COLUMN = 48
 LINES_HEIGHT = 300
 LABEL_GAP = 18
 ROW_HEIGHT = 30
@@ -54,6 +58,15 @@ class Row:
     figure: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One layer of stacked columns: a count per tick; `style` is its class name."""
+
+    name: str
+    style: str
+    values: Sequence[float]
+
+
 def line_chart(title: str, description: str, ticks: Sequence[str], lines: Sequence[Line]) -> str:
     """Shares over rounds, each line labelled at its end, intervals as whiskers."""
     places = [_place(index, len(ticks)) for index in range(len(ticks))]
@@ -72,6 +85,25 @@ def row_chart(title: str, description: str, rows: Sequence[Row]) -> str:
     for index, row in enumerate(rows):
         parts += _row(row, 16 + ROW_HEIGHT * index)
     return _svg(title, description, height, parts)
+
+
+def column_chart(title: str, description: str, ticks: Sequence[str], layers: Sequence[Layer]) -> str:
+    """Counts over time as columns, the layers stacked from the first at the bottom; a key in words belongs beside it."""
+    heights = [sum(values) for values in zip(*(layer.values for layer in layers), strict=True)]
+    step = _round_step(max(heights, default=0.0))
+    top = step * max(1, math.ceil(max(heights, default=0.0) / step))
+    parts = [*_count_grid(step, top), *_column_ticks(ticks)]
+    base = [0.0] * len(ticks)
+    for layer in layers:
+        parts += _columns(layer, base, top)
+        base = [below + value for below, value in zip(base, layer.values, strict=True)]
+    return _svg(title, description, LINES_HEIGHT, parts)
+
+
+def thinned(ticks: Sequence[str], most: int = 8) -> list[str]:
+    """The labels with so many left out, at equal distances, that at most so many are written; the others are empty."""
+    every = max(1, math.ceil(len(ticks) / most))
+    return [tick if index % every == 0 else "" for index, tick in enumerate(ticks)]
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -108,6 +140,52 @@ def _horizontal_grid() -> list[str]:
         f'<text class="axis" x="{LEFT - 8}" y="{_height(share) + 4:g}" text-anchor="end">{percent(share)}</text>'
         for share in (0, 0.25, 0.5, 0.75, 1)
     ]
+
+
+def _round_step(most: float) -> float:
+    """The step of an axis of counts: 1, 2 or 5 times a power of ten, so that there are at most five."""
+    power = 10.0 ** math.floor(math.log10(max(most, 1.0) / 5))
+    fitting = (power * step for step in (1, 2, 5, 10) if power * step * 5 >= most)
+    return max(1.0, next(fitting, power * 10))
+
+
+def _count_grid(step: float, top: float) -> list[str]:
+    lines = []
+    for index in range(round(top / step) + 1):
+        y = _height(index * step / top)
+        lines.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - COLUMNS_RIGHT}" y1="{y:g}" y2="{y:g}"/>'
+            f'<text class="axis" x="{LEFT - 8}" y="{y + 4:g}" text-anchor="end">{index * step:,.0f}</text>'
+        )
+    return lines
+
+
+def _slot(ticks: int) -> float:
+    return (WIDTH - LEFT - COLUMNS_RIGHT) / max(ticks, 1)
+
+
+def _column_ticks(ticks: Sequence[str]) -> list[str]:
+    slot = _slot(len(ticks))
+    return [
+        f'<text class="axis" x="{LEFT + slot * (index + 0.5):g}" y="{LINES_HEIGHT - 10}" text-anchor="middle">'
+        f"{escape(tick)}</text>"
+        for index, tick in enumerate(ticks)
+        if tick
+    ]
+
+
+def _columns(layer: Layer, base: Sequence[float], top: float) -> list[str]:
+    slot = _slot(len(base))
+    width = min(slot * 0.8, WIDEST_COLUMN)
+    columns = []
+    for index, (below, value) in enumerate(zip(base, layer.values, strict=True)):
+        y, bottom = _height((below + value) / top), _height(below / top)
+        if value:
+            columns.append(
+                f'<rect class="column {layer.style}" x="{LEFT + slot * (index + 0.5) - width / 2:g}" y="{y:g}" '
+                f'width="{width:g}" height="{bottom - y:g}"/>'
+            )
+    return columns
 
 
 def _vertical_grid(height: float) -> list[str]:
