@@ -6,10 +6,12 @@
     python benchmarks/harm strength --demo demo-out
     python benchmarks/harm paradetox --data folder-with-train-and-dev
     python benchmarks/harm gsm8k --data folder-with-train-and-dev
+    python benchmarks/harm strength_paradetox --data folder-with-train-and-dev
 
 The first three take the support desk's models from the folder of a demo and its exact judge; the answers are those of the
 upstream of its start to held-out questions. The others train a small Aligner from nothing on a folder's train.jsonl and
-measure on its dev.jsonl. Models are kept in --work and not trained again. Prints tables and writes results/harm_*.json.
+measure on its dev.jsonl; strength_paradetox takes the one that paradetox trained. Models are kept in --work and not
+trained again. Prints tables and writes results/harm_*.json.
 Set OMP_NUM_THREADS=1: models as small as these get no faster with more.
 """
 
@@ -27,6 +29,7 @@ import side_by_side
 import strength
 from report import Figures, write
 
+from aligner_chain import Aligner
 from aligner_chain.calibration import needed
 
 SIZES = {
@@ -54,16 +57,26 @@ def run_gate(options: argparse.Namespace) -> Figures:
     answers = desk.upstream_answers(options.demo, _asked(options, options.answers * 5), options.seed)
     known_bad, fresh = answers.wrong[: options.bad], desk.Answers(answers.right, answers.wrong[options.bad :])
     chosen = gate.mixed(fresh, options.answers, random.Random(options.seed))
-    found = gate.ways(options.demo, options.work, known_bad, options.seed)
-    figures = gate.measure(found, chosen)
+    found = gate.ways(options.demo, options.work, known_bad, options.seed, options.alpha)
+    figures = gate.measure(found, chosen, options.alpha)
     gate.show(figures)
-    return {"known_bad": len(known_bad), "needed": needed(gate.ALPHA, gate.DELTA), **figures}
+    return {"known_bad": len(known_bad), "needed": needed(options.alpha, gate.DELTA), **figures}
 
 
 def run_strength(options: argparse.Namespace) -> Figures:
     answers = desk.upstream_answers(options.demo, _asked(options, options.answers * 5), options.seed)
     chosen = gate.mixed(answers, options.answers, random.Random(options.seed))
     figures = strength.measure(desk.local_aligner(desk.served(options.demo)), chosen, desk.is_right, options.seed)
+    strength.show(figures)
+    return figures
+
+
+def run_strength_paradetox(options: argparse.Namespace) -> Figures:
+    """Strength where the Aligner is often wrong: the one that `paradetox` trained, on the dev part."""
+    dev = real.paradetox(real.rows_of(options.data, "dev"))
+    chosen = gate.mixed(desk.Answers(dev.right, dev.wrong), options.answers, random.Random(options.seed))
+    aligner = Aligner.from_pretrained(options.work / "paradetox")
+    figures = strength.measure(aligner, chosen, lambda one, text: real.same_text(dev, one, text), options.seed)
     strength.show(figures)
     return figures
 
@@ -86,7 +99,14 @@ def _asked(options: argparse.Namespace, count: int) -> list[real.Exchange]:
     return [next(some) for _ in range(count)]
 
 
-RUNS = {"desk": run_desk, "gate": run_gate, "strength": run_strength, "paradetox": run_real, "gsm8k": run_real}
+RUNS = {
+    "desk": run_desk,
+    "gate": run_gate,
+    "strength": run_strength,
+    "strength_paradetox": run_strength_paradetox,
+    "paradetox": run_real,
+    "gsm8k": run_real,
+}
 
 
 def main() -> None:
@@ -97,12 +117,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("harm-work"), help="where trained models are kept")
     parser.add_argument("--answers", type=int, default=1000)
     parser.add_argument("--bad", type=int, default=800, help="known-bad answers to calibrate on")
+    parser.add_argument("--alpha", type=float, default=0.05, help="share of bad answers that a gate may miss")
     parser.add_argument("--seed", type=int, default=10)
     options = parser.parse_args()
-    if options.what in ("paradetox", "gsm8k") and options.data is None:
+    if options.what in ("paradetox", "gsm8k", "strength_paradetox") and options.data is None:
         parser.error(f"{options.what} needs --data")
     started = time.monotonic()
-    print(write(options.what, options.seed, started, RUNS[options.what](options)))
+    name = f"gate_{options.alpha:g}" if options.what == "gate" else options.what
+    print(write(name, options.seed, started, RUNS[options.what](options)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from aligner_chain.inspectors import TrainedInspector
 from aligner_chain.policy import Policy
 from bootstrap.demo.start import LEAVE_FROM
 
-ALPHA, DELTA = 0.05, 0.05
+DELTA = 0.05
 RIGHT = 0.7
 """The share of right answers among those that are measured."""
 COLUMNS = (
@@ -66,13 +66,13 @@ class Case:
     correction: Correction
 
 
-def ways(demo: Path, work: Path, known_bad: Sequence[Exchange], seed: int) -> dict[str, Way]:
+def ways(demo: Path, work: Path, known_bad: Sequence[Exchange], seed: int, alpha: float) -> dict[str, Way]:
     """All ways, their thresholds calibrated on the same known-bad answers, which no model has seen."""
     verdict, copying = desk.local_aligner(desk.served(demo)), copying_aligner(demo, work, seed)
     inspector = learned(demo, seed)
-    passing = _calibrated(inspector, "ok", known_bad)
-    leave, copy = _calibrated(verdict, "leave", known_bad), _calibrated(copying, "copy", known_bad)
-    keep = _threshold([one.scores["keep"] for one in verdict.correct(known_bad)])
+    passing = _calibrated(inspector, "ok", known_bad, alpha)
+    leave, copy = _calibrated(verdict, "leave", known_bad, alpha), _calibrated(copying, "copy", known_bad, alpha)
+    keep = _threshold([one.scores["keep"] for one in verdict.correct(known_bad)], alpha)
     before = Policy(before=[inspector], thresholds={"ok": passing})
     return {
         "always, plain": Way(desk.local_aligner(desk.served(demo), packed=False), 1.0),
@@ -100,14 +100,14 @@ def learned(demo: Path, seed: int, asked: int = 4000, generated: int = 4000) -> 
     return TrainedInspector.train([*right, *wrong], [True] * len(right) + [False] * len(wrong))
 
 
-def _calibrated(inspector: Aligner | TrainedInspector, name: str, bad: Sequence[Exchange]) -> float:
-    return _threshold([one[name] for one in inspector.inspect(bad)])
+def _calibrated(inspector: Aligner | TrainedInspector, name: str, bad: Sequence[Exchange], alpha: float) -> float:
+    return _threshold([one[name] for one in inspector.inspect(bad)], alpha)
 
 
-def _threshold(scores: Sequence[float]) -> float:
-    threshold = calibrate(scores, alpha=ALPHA, delta=DELTA)
+def _threshold(scores: Sequence[float], alpha: float) -> float:
+    threshold = calibrate(scores, alpha=alpha, delta=DELTA)
     if threshold is None:
-        raise SystemExit(f"{len(scores)} known-bad answers are too few for alpha={ALPHA}.")
+        raise SystemExit(f"{len(scores)} known-bad answers are too few for alpha={alpha}.")
     return threshold
 
 
@@ -122,7 +122,7 @@ def mixed(answers: desk.Answers, count: int, dice: random.Random) -> list[Exchan
     return dice.sample(chosen, len(chosen))
 
 
-def measure(found: dict[str, Way], answers: Sequence[Exchange]) -> Figures:
+def measure(found: dict[str, Way], answers: Sequence[Exchange], alpha: float) -> Figures:
     """Corrects every answer in every way, which take turns, so that a slow minute slows all of them."""
     cases: dict[str, list[Case]] = {name: [] for name in found}
     names = list(found)
@@ -132,7 +132,7 @@ def measure(found: dict[str, Way], answers: Sequence[Exchange]) -> Figures:
         for name in (*names[at % len(names) :], *names[: at % len(names)]):
             cases[name].append(_case(found[name], one))
     rows = {name: _row(found[name], some) for name, some in cases.items()}
-    return {"answers": len(answers), "alpha": ALPHA, "delta": DELTA, "ways": rows, "claims": list(_claims(cases))}
+    return {"answers": len(answers), "alpha": alpha, "delta": DELTA, "ways": rows, "claims": list(_claims(cases))}
 
 
 def _case(way: Way, exchange: Exchange) -> Case:
@@ -183,7 +183,7 @@ def _claims(cases: dict[str, list[Case]]) -> Iterator[Figures]:
 
 
 def show(figures: Figures) -> None:
-    print(f"\n{figures['answers']} answers, {RIGHT:.0%} right, alpha {ALPHA:.0%}")
+    print(f"\n{figures['answers']} answers, {RIGHT:.0%} right, alpha {figures['alpha']:.0%}")
     table(COLUMNS, (_shown_row(name, row) for name, row in figures["ways"].items()))
     for claim in figures["claims"]:
         print(claim)
