@@ -194,9 +194,8 @@ class Aligner:
             exchanges: What was asked and answered. An empty answer is skipped.
             criteria: What to judge by, in the Aligner's own words; None: what the policy says, else what it was trained for.
             strength: The score of an answer below which it is corrected, from 0 (every answer stays as it is) to 1 (each is
-                corrected). The score is the probability of the verdict KEEP, or without a verdict that of the least
-                likely token of the answer unchanged. None: what the policy says, else what was
-                calibrated (`aligner.json`), else the verdict as it is written.
+                corrected). The score is the one of `inspect`. None: what the policy says, else the threshold that was
+                calibrated or that `aligner.json` names, else the verdict as it is written.
             timeout: Seconds for all of them together; None: without end. What is not finished then has failed.
 
         What goes wrong with one answer does not raise: its correction has the outcome "failed", the `error`, and the

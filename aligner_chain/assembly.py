@@ -294,7 +294,9 @@ def _generation(ticket: Ticket | None) -> Generation | AlignerError:
 
 
 def _require_finished(generation: Generation) -> None:
-    """Raises where the output broke off: half a correction is never served."""
+    """Raises where the output means nothing or broke off: half a correction is never served."""
+    if generation.error is not None:
+        raise generation.error
     if generation.finish in ("deadline", "cancelled"):
         raise _timed_out()
     if generation.finish == "length":

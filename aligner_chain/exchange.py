@@ -126,8 +126,8 @@ class Correction:
     `text` is what to serve: the correction, or the original where nothing was changed or the correction failed. `outcome` is
     `approved` (nothing to change), `corrected`, `kept` (a correction was written and refused: the original is served, or
     the refusal text of the policy), `skipped` (not eligible) or `failed` (an error, held in `error`). `scores` are between
-    0 and 1 (`keep`: the Aligner's probability that the answer needs nothing), and `thresholds` hold under the same names
-    what they were held against. `criteria` are the ones that the Aligner says were broken. `aligner` names the model as
+    0 and 1 (`keep`: the probability of the Aligner's verdict that the answer needs nothing; `leave`: that it leaves the answer
+    as it is, by its verdict or by writing it again), and `thresholds` hold under the same names what they were held against. `criteria` are the ones that the Aligner says were broken. `aligner` names the model as
     `name@version`. `tokens` are those of the answer that the decoder drafted before it knew of a change: none where a verdict
     to keep came first, or an engine drafts nothing. `findings` are what the checks found in the correction that was written.
     """

@@ -37,7 +37,9 @@ def headline(correction: Correction) -> str:
     """One line: the outcome, why, and how much changed."""
     why = ", ".join(correction.criteria) or correction.reason
     size = f", {len(correction.edits)} edit{'s' * (len(correction.edits) != 1)}" if correction.edits else ""
-    score = next((f", {name} {correction.scores[name]:.2f}" for name in ("leave", "keep") if name in correction.scores), "")
+    score = next(
+        (f", {name} {correction.scores[name]:.2f}" for name in ("leave", "keep") if name in correction.scores), ""
+    )
     return f"{correction.outcome}{f' ({why})' if why else ''}{size}{score}"
 
 

@@ -1,6 +1,7 @@
-"""The command `aligner-bootstrap`: the demo, training an Aligner, rounds, and what the registry serves.
+"""The command `aligner-bootstrap`: the demo, training an Aligner and its data, rounds, and what the registry serves.
 
-Exit codes: 0 all went well, 1 a stage failed, 2 wrong usage or setup, 3 a gate refused the candidate.
+Exit codes: 0 all went well, 1 a stage failed, 2 wrong usage or setup, 3 a gate refused the candidate or a check failed,
+4 a budget is spent.
 """
 
 from __future__ import annotations
@@ -12,10 +13,21 @@ from collections.abc import Sequence
 
 from aligner_chain import __version__
 from aligner_chain.errors import AlignerError
-from bootstrap.commands import demo, registry, rounds, training
+from bootstrap.commands import (
+    annotate,
+    data,
+    demo,
+    feedback,
+    registry,
+    review,
+    rounds,
+    stats,
+    store,
+    training,
+)
 from bootstrap.errors import BootstrapError
 
-SUBJECTS = (demo, training, rounds, registry)
+SUBJECTS = (demo, annotate, training, store, stats, feedback, review, data, rounds, registry)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

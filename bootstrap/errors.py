@@ -6,6 +6,8 @@
         │   └── RecordError (ValueError)        one correction holds what a database cannot
         ├── RegistryError                   a model could not be saved, promoted or rolled back
         ├── TrainingDataError (ValueError)  a row that nothing can be trained on
+        ├── AnnotationError                 a journal of annotations cannot be used, or a file is in the way
+        ├── ExportError                     training data could not be written, or is not what its manifest says
         ├── NotEnoughPairsError             a round found fewer pairs than it needs
         └── StageError                      a stage of a round failed; its error is the cause
 
@@ -37,6 +39,14 @@ class RegistryError(BootstrapError):
 
 class TrainingDataError(BootstrapError, ValueError):
     """A row of training data that nothing can be trained on; the message says where it is and what is expected."""
+
+
+class AnnotationError(BootstrapError):
+    """A journal of annotations cannot be read or written, or something else is where the rows should go."""
+
+
+class ExportError(BootstrapError):
+    """Training data could not be written, or an export is not what its manifest says; nothing half-written is left."""
 
 
 class NotEnoughPairsError(BootstrapError):

@@ -150,7 +150,7 @@ class RagDemo:
             app = served_app(self.out, on_correction=keep, seed=self.seed)
             ask(app, questions)
             collector.flush()
-            self.say(f"collected {asdict(collector.counters)}")
+            self.say(f"collected: {collector.counters}")
         return [seen[question.text] for question in questions]
 
     def _keep_right(self) -> list[Correction]:

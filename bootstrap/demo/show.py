@@ -27,7 +27,7 @@ from bootstrap.demo.roles import YARDSTICK, FlawedVerifier, annotate
 from bootstrap.demo.scale import FULL, QUICK, Scale
 from bootstrap.demo.start import MAX_NEW, RETRAIN_RATE, Workshop, demo_dpo, demo_training
 from bootstrap.measures import Measured, criteria_changes, share, share_figures
-from bootstrap.pairs import build_pairs
+from bootstrap.pairs import collect_pairs
 from bootstrap.records import split_of
 from bootstrap.registry import Registry, Version
 from bootstrap.report import write_report
@@ -156,7 +156,7 @@ class Demo:
             self.say(f"round {number}: {len(asked)} live questions through llm | AlignerCorrector()")
             chain.batch([*asked], config=configs)
             collector.flush()
-            self.say(f"collected {asdict(collector.counters)}")
+            self.say(f"collected: {collector.counters}")
         if number == 1:
             self._show_examples(shown[:10])
 
@@ -168,7 +168,7 @@ class Demo:
 
     def _round(self, number: int) -> RoundResult:
         with contextlib.closing(CorrectionStore(self.store)) as store:
-            self.pairs = build_pairs(store.corrections("train")).pairs
+            self.pairs = collect_pairs(store).pairs
         result = run_round(self._config(), say=self.say, progress=self.progress)
         self.say(f"round {number}: {result.status}")
         return result

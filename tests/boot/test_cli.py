@@ -37,9 +37,14 @@ def train(data: Path, base: Path, out: Path, *options: str) -> int:
     return main([*fixed, *options])
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["demo"], ["train-aligner"], ["round", "run"], ["registry", "list"], ["rollback"]]
+COMMANDS = (
+    "",
+    *("demo", "annotate", "train-aligner", "round run", "registry list", "rollback"),
+    *("store status", "store upgrade", "delete", "stats", "feedback", "review", "pairs", "export", "import"),
 )
+
+
+@pytest.mark.parametrize("arguments", [command.split() for command in COMMANDS], ids=COMMANDS)
 def test_every_command_has_help_with_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--help"])
