@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from aligner_chain.engines.chat import INSTRUCTIONS
 from aligner_chain.exchange import Exchange
-from bootstrap.journal import Entry, is_unicode, key_of
+from bootstrap.journal import Entry, key_of
 from bootstrap.judges import Annotation
 from bootstrap.pairs import Triple
+from bootstrap.records import is_unicode
 from bootstrap.spending import Tokens
 
 BYTES_PER_TOKEN = 4

@@ -19,6 +19,7 @@ from typing import Any
 
 from aligner_chain.exchange import Correction, Exchange
 from bootstrap.errors import AnnotationError
+from bootstrap.records import is_unicode
 from bootstrap.spending import Tokens
 
 
@@ -53,15 +54,6 @@ class Entry:
             told=told,
             annotator=correction.aligner,
         )
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text is one that a tokenizer takes: without half a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def key_of(exchange: Exchange, criteria: Sequence[str]) -> str:

@@ -152,6 +152,15 @@ def normalised_prompt(turns: Sequence[Turn]) -> str:
     return json.dumps([[turn.role, " ".join(turn.text.casefold().split())] for turn in turns])
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _fraction(salt: str, text: str) -> float:
     """A number from 0 to below 1 that looks random and depends on both texts only."""
     digest = hashlib.sha256(f"{salt}\0{text}".encode("utf-8", "surrogatepass")).digest()

@@ -12,7 +12,7 @@ from aligner_chain.checks.comparison import Comparison
 from aligner_chain.exchange import Correction, Edit
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs.values import Source
-from bootstrap.records import Record
+from bootstrap.records import Record, is_unicode
 
 IMPORTED = "import:"
 """What `Correction.aligner` of an imported row begins with; who vouches for the row follows."""
@@ -245,15 +245,6 @@ def self_made(pair: Candidate) -> bool:
     """Whether the chosen text is what was served: no person wrote it."""
     decision = pair.record.decision
     return decision is None or decision.kind != "edit"
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text holds no lone surrogate."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _mostly_copied(pair: Candidate) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args
 
 from aligner_chain.exchange import Turn
 from bootstrap.errors import TrainingDataError
-from bootstrap.pairs.filters import is_unicode
 from bootstrap.pairs.values import Source, Triple
+from bootstrap.records import is_unicode
 
 _MOST_NAMED = 20
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from aligner_chain.exchange import Correction
-from bootstrap.pairs.filters import is_unicode, verdict
+from bootstrap.pairs.filters import verdict
 from bootstrap.pairs.values import Source, Triple, TripleSet
-from bootstrap.records import Record
+from bootstrap.records import Record, is_unicode
 
 
 def triples(corrections: Iterable[Correction], *, source: Source) -> TripleSet:

@@ -7,11 +7,11 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import run_examples
 
 from bootstrap.cli import main
 from bootstrap.commands.feedback import read_feedback
@@ -183,10 +183,7 @@ def test_texts_are_redacted_before_they_are_written():
 
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = PAGE.read_text(encoding="utf-8")
-    names: dict[str, Any] = {}
-    for example in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        exec(compile(example, str(PAGE), "exec"), names)
+    run_examples(PAGE)
     assert capsys.readouterr().out.splitlines() == [
         "You can return it within 30 days.",
         "2",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import run_examples
 from personal_data import HARD, sentences
 from vocabularies import LOSSLESS, VOCABULARIES
 
@@ -427,10 +428,7 @@ print(sorted({"presidio_analyzer", "spacy", "sqlalchemy", "torch"} & sys.modules
 
 
 def test_the_examples_of_the_page_run(capsys):
-    examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    names: dict[str, Any] = {}
-    for example in examples:
-        exec(compile(example, str(PAGE), "exec"), names)
+    run_examples(PAGE)
     assert capsys.readouterr().out.splitlines() == [
         "Write to <EMAIL_1> or call <PHONE_1>.",
         "<EMAIL_1> ()",

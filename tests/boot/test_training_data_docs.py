@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pages import run_examples
 
 from bootstrap.pairs.filters import FILTERS, OPTIONAL, Filters
 from bootstrap.pairs.forms import FORMS
@@ -17,9 +17,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 
 def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, Any] = {}
-    for example in re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE):
-        exec(compile(example, str(PAGE), "exec"), names)
+    run_examples(PAGE)
     assert capsys.readouterr().out.splitlines() == [
         "Happy to help. It is in Rome.",
         "Sorry for the wait. It is in Rome.",
