@@ -107,10 +107,10 @@ def _usage(correction: Correction) -> str:
     usage = correction.usage
     if not (usage.forwards or usage.prompt_tokens or usage.latency_s):
         return ""
-    return (
-        f"{usage.prompt_tokens} tokens read, {usage.new_tokens} written, {usage.accepted_draft_tokens} of them from the "
-        f"draft, {usage.forwards} forwards, {usage.latency_s:.3f} s"
-    )
+    tokens = f"{usage.prompt_tokens} tokens read, {usage.new_tokens} written"
+    if not usage.forwards:  # of a chat model somewhere else no more is known
+        return tokens
+    return f"{tokens}, {usage.accepted_draft_tokens} of them from the draft, {usage.forwards} forwards, {usage.latency_s:.3f} s"
 
 
 def _versions(correction: Correction) -> Iterator[str]:
