@@ -18,8 +18,8 @@ from bootstrap.commands.base import add_command, say, say_to_stderr
 
 if TYPE_CHECKING:
     from aligner_chain.exchange import Exchange
-    from bootstrap.annotation import AnnotationReport, Estimate
-    from bootstrap.spending import Budget, Prices
+    from bootstrap.annotate.rows import AnnotationReport, Estimate
+    from bootstrap.annotate.spending import Budget, Prices
 
 EXIT_CODES = {"": 0, "failures": 1, "budget": 4, "interrupted": 130}
 
@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> int:
-    from bootstrap.annotate import annotate, estimate
+    from bootstrap.annotate.running import annotate, estimate
 
     exchanges = list(islice(_exchanges(arguments), arguments.limit))
     prices, budget = _prices(arguments), _budget(arguments.budget)
@@ -219,7 +219,7 @@ def _exchanges_of_store(url: str) -> Iterable[Exchange]:
 
 def _prices(arguments: argparse.Namespace) -> Prices | None:
     from aligner_chain.errors import ConfigurationError
-    from bootstrap.spending import Prices
+    from bootstrap.annotate.spending import Prices
 
     given = (arguments.price_in, arguments.price_out)
     if given == (None, None):
@@ -231,7 +231,7 @@ def _prices(arguments: argparse.Namespace) -> Prices | None:
 
 def _budget(text: str | None) -> Budget:
     from aligner_chain.errors import ConfigurationError
-    from bootstrap.spending import Budget
+    from bootstrap.annotate.spending import Budget
 
     if text is None:
         return Budget()

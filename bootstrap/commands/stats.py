@@ -17,7 +17,7 @@ from bootstrap.commands.base import add_command, existing_store, say, say_to_std
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bootstrap.stats import Group, Opinions, Quantiles, Statistics, Tally
+    from bootstrap.stats.figures import Group, Opinions, Quantiles, Statistics, Tally
 
 MOST_PERIODS = 31
 """Periods that a terminal shows, the last ones."""
@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from bootstrap.stats import statistics
+    from bootstrap.stats.figures import statistics
 
     store = existing_store(arguments.store)
     found = statistics(
@@ -94,7 +94,7 @@ def _nothing(arguments: argparse.Namespace) -> str:
 
 def _write_page(found: Statistics, arguments: argparse.Namespace) -> None:
     from aligner_chain.errors import ConfigurationError
-    from bootstrap.stats_page import render
+    from bootstrap.stats.page import render
 
     page: Path = arguments.html
     try:
@@ -114,7 +114,7 @@ def _without_password(url: str) -> str:
 
 def as_text(found: Statistics, *, plain: bool = False) -> str:
     """All figures as aligned text; `plain` draws in ASCII."""
-    from bootstrap.stats_page import OUTCOMES
+    from bootstrap.stats.page import OUTCOMES
 
     total = found.total
     parts = [
@@ -159,7 +159,7 @@ def bar(share: float, *, plain: bool = False) -> str:
 
 
 def _over_time(found: Statistics, plain: bool) -> str:
-    from bootstrap.stats_page import label
+    from bootstrap.stats.page import label
 
     shown = list(found.periods.items())[-MOST_PERIODS:]
     most = max(group.estimated for _, group in shown) or 1.0
@@ -195,7 +195,7 @@ def _groups(kind: str, groups: Mapping[str, Group]) -> str:
 
 
 def _cost(found: Statistics) -> str:
-    from bootstrap.stats_page import in_seconds
+    from bootstrap.stats.page import in_seconds
 
     def row(name: str, one: Quantiles | None, shown: Any) -> list[tuple[str, ...]]:
         return [] if one is None else [(name, shown(one.median), shown(one.p95), f"{one.stored:,}")]

@@ -26,12 +26,12 @@ from pydantic import PrivateAttr
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
 from bootstrap.annotate import annotate, estimate, journal_of
+from bootstrap.annotate.journal import Entry, Journal
+from bootstrap.annotate.spending import Budget, Prices, Purse, Tokens
 from bootstrap.cli import main
 from bootstrap.commands.annotate import load_chat_model
 from bootstrap.errors import AnnotationError
-from bootstrap.journal import Entry, Journal
 from bootstrap.pairs import Triple, read_triples
-from bootstrap.spending import Budget, Prices, Purse, Tokens
 
 READ, WRITTEN = 300, 20
 

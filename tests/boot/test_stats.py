@@ -20,8 +20,8 @@ from bootstrap.charts import Layer, column_chart, thinned
 from bootstrap.cli import main
 from bootstrap.commands.stats import bar, since_ms, sparkline
 from bootstrap.records import Feedback, Record
-from bootstrap.stats import MOST_NAMES, OTHERS, Opinions, Statistics, statistics
-from bootstrap.stats_page import render
+from bootstrap.stats.figures import MOST_NAMES, OTHERS, Opinions, Statistics, statistics
+from bootstrap.stats.page import render
 from bootstrap.store import CorrectionStore
 
 Make = Callable[..., Correction]

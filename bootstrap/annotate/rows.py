@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from aligner_chain.engines.chat import INSTRUCTIONS
 from aligner_chain.exchange import Exchange
-from bootstrap.journal import Entry, key_of
+from bootstrap.annotate.journal import Entry, key_of
+from bootstrap.annotate.spending import Tokens
 from bootstrap.judges import Annotation
 from bootstrap.pairs import Triple
 from bootstrap.records import is_unicode
-from bootstrap.spending import Tokens
 
 BYTES_PER_TOKEN = 4
 FRAME_TOKENS = 12

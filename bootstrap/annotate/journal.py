@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any
 
 from aligner_chain.exchange import Correction, Exchange
+from bootstrap.annotate.spending import Tokens
 from bootstrap.errors import AnnotationError
 from bootstrap.records import is_unicode
-from bootstrap.spending import Tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

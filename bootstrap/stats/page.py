@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from bootstrap.charts import Dot, Layer, Line, Row, column_chart, line_chart, row_chart, thinned
 from bootstrap.markup import as_count, in_percent, in_tenths, table
-from bootstrap.stats import By, Group, Opinions, Quantiles, Statistics
+from bootstrap.stats.figures import By, Group, Opinions, Quantiles, Statistics
 
 MOST_COLUMNS = 90
 """Periods that the charts show, the last ones; the table beside them has as many."""

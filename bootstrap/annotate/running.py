@@ -21,12 +21,22 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.engines.chat import ChatEngine
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
-from bootstrap.annotation import AnnotationReport, Estimate, Row, Stop, outcome_of, passed, pending, row_of, triple_of
+from bootstrap.annotate.journal import Entry, Journal
+from bootstrap.annotate.rows import (
+    AnnotationReport,
+    Estimate,
+    Row,
+    Stop,
+    outcome_of,
+    passed,
+    pending,
+    row_of,
+    triple_of,
+)
+from bootstrap.annotate.spending import Budget, Prices, Purse, Tokens
 from bootstrap.errors import AnnotationError
 from bootstrap.files import replace_file, sync
-from bootstrap.journal import Entry, Journal
 from bootstrap.pairs import write_triples
-from bootstrap.spending import Budget, Prices, Purse, Tokens
 
 if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
