@@ -68,5 +68,5 @@ $(FLOOR)/ready: pyproject.toml constraints.txt constraints-floor.txt
 	cat constraints-floor.txt >> $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt hatchling editables
 	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt --no-build-isolation \
-		-e '.[agents,llama-index,otel]' transformers opentelemetry-sdk hypothesis pytest pytest-asyncio pytest-socket
+		-e '.[agents,llama-index,otel,collect]' transformers opentelemetry-sdk hypothesis pytest pytest-asyncio pytest-socket
 	touch $@

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, MetaData, Text, column, inspect, select, table
 
+from aligner_chain.errors import MissingExtraError
 from bootstrap.errors import StoreError
 
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -76,9 +77,16 @@ class Schema:
         return found
 
     def upgrade(self, connection: Connection) -> None:
-        """Brings a database to the newest revision, in the transaction it is given."""
-        from alembic import command
-        from alembic.config import Config
+        """Brings a database to the newest revision, in the transaction it is given.
+
+        Raises:
+            MissingExtraError: alembic is not installed; SQLAlchemy alone may be, since others need it too.
+        """
+        try:
+            from alembic import command
+            from alembic.config import Config
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("alembic", "collect") from error
 
         config = Config(attributes={"connection": connection, "version_table": self.version_table})
         # A "%" would begin one of the file format's variables.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from aligner_chain.errors import MissingExtraError
 from aligner_chain.exchange import Correction, Exchange, Turn
 from bootstrap.cli import main
 from bootstrap.database import Database
@@ -480,3 +483,11 @@ def test_the_keys_of_the_machine_hold_out_and_train():
         for key in (None, "k1", "k5")
     }
     assert splits == {True, False}
+
+
+def test_without_alembic_a_new_store_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CorrectionStore(tmp_path / "old.db").close()
+    monkeypatch.setitem(sys.modules, "alembic", None)
+    with pytest.raises(MissingExtraError, match=r"aligner-chain\[collect\]"):
+        CorrectionStore(tmp_path / "new.db")
+    CorrectionStore(tmp_path / "old.db").close()  # it is at the newest revision, and needs none
