@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib.resources import files
 
 from bootstrap.charts import Interval, percent
 
@@ -25,6 +26,18 @@ class Prose(Html):
 
 
 _WORDS = ' class="words"'
+
+
+def page(title: str, subtitle: str, sections: Iterable[str]) -> str:
+    """A whole page that needs no other file. `subtitle` and `sections` are markup."""
+    style = files("bootstrap").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<header><h1>{escape(title)}</h1>\n{subtitle}</header>\n"
+        f"<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

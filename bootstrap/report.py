@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from bootstrap.markup import (
     in_percent,
     in_points,
     in_tenths,
+    page,
     prose,
     table,
 )
@@ -72,14 +72,7 @@ def render(figures: Figures, *, examples: Sequence[Correction] = ()) -> str:
         _unseen(figures.get("unseen_products")),
         _verifier(figures.get("verifier")),
     )
-    style = files("bootstrap").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(_title(figures['rounds']))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(_title(figures['rounds']))}</h1>\n{_subtitle(figures)}</header>\n"
-        f"<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
+    return page(_title(figures["rounds"]), _subtitle(figures), sections)
 
 
 def _title(rounds: Sequence[Figures]) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import JSON, ColumnElement, Connection, Float, Text, case, cast, func, select, type_coerce
 
@@ -19,7 +19,6 @@ from bootstrap.store import CorrectionStore
 from bootstrap.tables import CORRECTIONS, FEEDBACK
 
 By = Literal["day", "week", "month"]
-PERIODS: tuple[By, ...] = get_args(By)
 
 DAY_MS = 86_400_000
 MOST_NAMES = 100

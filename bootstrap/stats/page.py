@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from html import escape
-from importlib.resources import files
 
 from bootstrap.charts import Dot, Layer, Line, Row, column_chart, line_chart, row_chart, thinned
-from bootstrap.markup import as_count, in_percent, in_tenths, table
+from bootstrap.markup import as_count, in_percent, in_tenths, page, table
 from bootstrap.stats.figures import By, Group, Opinions, Quantiles, Statistics
 
 MOST_COLUMNS = 90
@@ -36,7 +35,6 @@ def label(start: date, by: By) -> str:
 
 def render(statistics: Statistics, source: str) -> str:
     """The page as text; `source` names the store. There must be a record."""
-    title = "What was collected"
     sections = (
         _headline(statistics),
         _over_time(statistics),
@@ -47,14 +45,7 @@ def render(statistics: Statistics, source: str) -> str:
         _cost(statistics),
         _feedback(statistics.feedback),
     )
-    style = files("bootstrap").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<header><h1>{title}</h1>\n{_subtitle(statistics, source)}</header>\n"
-        f"<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
+    return page("What was collected", _subtitle(statistics, source), sections)
 
 
 def _subtitle(statistics: Statistics, source: str) -> str:
