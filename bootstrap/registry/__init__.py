@@ -22,49 +22,22 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sqlalchemy import JSON, Column, Connection, Integer, MetaData, Row, Table, Text, func, insert, select
+from sqlalchemy import Connection, Row, Table, func, insert, select
 
-from aligner_chain.serving import FILE_NAME, SCHEMA
+from aligner_chain.serving import FILE_NAME
+from aligner_chain.serving import SCHEMA as SERVED_SCHEMA
 from aligner_chain.serving import home as default_home
-from bootstrap.database import Database, Schema
+from bootstrap.database import Database
 from bootstrap.errors import RegistryError
 from bootstrap.files import is_disk_error, remove_abandoned, replace_file, sync, sync_tree, write_synced
+from bootstrap.registry.tables import EVENTS, PAIRS, SCHEMA, VERSIONS
 
 Kind = Literal["upstream", "aligner"]
 
 _UNFINISHED = ".new-"
 _ABANDONED_S = 3600.0
 
-_METADATA = MetaData()
-_VERSIONS = Table(
-    "versions",
-    _METADATA,
-    Column("kind", Text, primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("created", Text, nullable=False),
-    Column("manifest", JSON, nullable=False),
-)
-_PAIRS = Table(
-    "pairs",
-    _METADATA,
-    Column("number", Integer, primary_key=True),
-    Column("upstream", Integer),
-    Column("aligner", Integer, nullable=False),
-    Column("created", Text, nullable=False),
-    Column("figures", JSON, nullable=False),
-)
-# One row each time the served pair changed; the last one's pair is served. `back` is the row a rollback returns to.
-_EVENTS = Table(
-    "events",
-    _METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("action", Text, nullable=False),
-    Column("pair", Integer, nullable=False),
-    Column("back", Integer),
-    Column("time", Text, nullable=False),
-)
-_SCHEMA = Schema("registry", _METADATA)
-_NEWEST_EVENT = select(_EVENTS).order_by(_EVENTS.c.id.desc()).limit(1)
+_NEWEST_EVENT = select(EVENTS).order_by(EVENTS.c.id.desc()).limit(1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +97,7 @@ class Registry:
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
         self.home = default_home() if home is None else Path(home).expanduser().absolute()
-        self._database = Database(self.home / "registry.db", _SCHEMA)
+        self._database = Database(self.home / "registry.db", SCHEMA)
         self._finish_publishing()
 
     def add(self, kind: Kind, write: Callable[[Path], object], manifest: Mapping[str, Any]) -> Version:
@@ -154,7 +127,7 @@ class Registry:
 
     def versions(self, kind: Kind) -> list[Version]:
         """All versions of a kind, oldest first."""
-        query = select(_VERSIONS).where(_VERSIONS.c.kind == _known(kind)).order_by(_VERSIONS.c.number)
+        query = select(VERSIONS).where(VERSIONS.c.kind == _known(kind)).order_by(VERSIONS.c.number)
         with self._database.read() as connection:
             return [self._version(row) for row in connection.execute(query)]
 
@@ -190,7 +163,7 @@ class Registry:
                 "created": _now(),
                 "figures": dict(figures),
             }
-            return _event(connection, "promote", _insert(connection, _PAIRS, pair), back=head.id if head else None)
+            return _event(connection, "promote", _insert(connection, PAIRS, pair), back=head.id if head else None)
 
         return self._serve(record)
 
@@ -214,7 +187,7 @@ class Registry:
                     f"There is no pair to go back to in {self.home}: {_named(head)} is served and none was before.\n"
                     "See the versions and the history:  aligner-bootstrap registry list"
                 )
-            before = connection.execute(select(_EVENTS).where(_EVENTS.c.id == head.back)).one()
+            before = connection.execute(select(EVENTS).where(EVENTS.c.id == head.back)).one()
             return _event(connection, "rollback", before.pair, back=before.back)
 
         return self._serve(record)
@@ -222,7 +195,7 @@ class Registry:
     def history(self) -> list[Event]:
         """Every promotion and rollback, oldest first."""
         with self._database.read() as connection:
-            rows = connection.execute(select(_EVENTS).order_by(_EVENTS.c.id)).all()
+            rows = connection.execute(select(EVENTS).order_by(EVENTS.c.id)).all()
             return [
                 Event(action=row.action, pair=self._pair(connection, row.pair), time=datetime.fromisoformat(row.time))
                 for row in rows
@@ -235,7 +208,7 @@ class Registry:
             with self._database.write() as connection:
                 number = _next_number(connection, kind, folder.parent)
                 row = {"kind": kind, "number": number, "created": _now(), "manifest": dict(manifest)}
-                connection.execute(insert(_VERSIONS), row)
+                connection.execute(insert(VERSIONS), row)
                 version = self._find(connection, kind, number)
                 adopted = folder.rename(version.path)
                 sync(folder.parent)
@@ -313,8 +286,8 @@ class Registry:
         return self.home / kind / str(number)
 
     def _find(self, connection: Connection, kind: Kind, number: int) -> Version:
-        of_that_name = (_VERSIONS.c.kind == kind) & (_VERSIONS.c.number == number)
-        row = connection.execute(select(_VERSIONS).where(of_that_name)).one_or_none()
+        of_that_name = (VERSIONS.c.kind == kind) & (VERSIONS.c.number == number)
+        row = connection.execute(select(VERSIONS).where(of_that_name)).one_or_none()
         if row is None:
             raise RegistryError(
                 f"{kind}@{number} is not in the registry {self.home}.\n"
@@ -332,7 +305,7 @@ class Registry:
         )
 
     def _pair(self, connection: Connection, number: int) -> PairVersion:
-        row = connection.execute(select(_PAIRS).where(_PAIRS.c.number == number)).one()
+        row = connection.execute(select(PAIRS).where(PAIRS.c.number == number)).one()
         return PairVersion(
             number=number,
             upstream=None if row.upstream is None else self._find(connection, "upstream", row.upstream),
@@ -364,12 +337,12 @@ def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> int
 
 
 def _event(connection: Connection, action: str, pair: int, *, back: int | None) -> int:
-    return _insert(connection, _EVENTS, {"action": action, "pair": pair, "back": back, "time": _now()})
+    return _insert(connection, EVENTS, {"action": action, "pair": pair, "back": back, "time": _now()})
 
 
 def _next_number(connection: Connection, kind: Kind, parent: Path) -> int:
     """One more than every number in use, also by a folder without a row: a database may have been lost, weights not."""
-    recorded = connection.execute(select(func.max(_VERSIONS.c.number)).where(_VERSIONS.c.kind == kind)).scalar_one()
+    recorded = connection.execute(select(func.max(VERSIONS.c.number)).where(VERSIONS.c.kind == kind)).scalar_one()
     on_disk = (int(folder.name) for folder in parent.iterdir() if folder.name.isdecimal())
     return max(recorded or 0, *on_disk, 0) + 1
 
@@ -402,7 +375,7 @@ def _content(pair: PairVersion) -> str:
         name: version and {"identity": version.identity, "path": f"{version.kind}/{version.number}"}
         for name, version in (("upstream", pair.upstream), ("aligner", pair.aligner))
     }
-    return json.dumps({"schema": SCHEMA, "pair": str(pair.number), **entries}, indent=1) + "\n"
+    return json.dumps({"schema": SERVED_SCHEMA, "pair": str(pair.number), **entries}, indent=1) + "\n"
 
 
 def _now() -> str:
