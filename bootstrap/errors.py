@@ -9,7 +9,10 @@
         ├── AnnotationError                 a journal of annotations cannot be used, or a file is in the way
         ├── ExportError                     training data could not be written, or is not what its manifest says
         ├── NotEnoughPairsError             a round found fewer pairs than it needs
-        └── StageError                      a stage of a round failed; its error is the cause
+        └── RoundError                      a round cannot be begun, resumed or changed as asked
+            ├── RoundBusyError                  another round is not ended, or another process works at it
+            ├── RoundChangedError               what a round was begun with is not what is there now
+            └── StageError                      a stage of a round failed; its error is the cause
 
 Whatever is raised, the served pair is as it was before.
 """
@@ -70,5 +73,17 @@ class NotEnoughPairsError(BootstrapError):
         )
 
 
-class StageError(BootstrapError):
+class RoundError(BootstrapError):
+    """A round cannot be begun, resumed or changed as asked; nothing was changed."""
+
+
+class RoundBusyError(RoundError):
+    """Another round is not ended, or another process works at this one."""
+
+
+class RoundChangedError(RoundError):
+    """What a round was begun with, or what its stages left, is not what is there now."""
+
+
+class StageError(RoundError):
     """A stage of a round failed; the error that stopped it is the cause, and nothing was promoted."""

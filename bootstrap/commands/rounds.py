@@ -1,41 +1,167 @@
-"""`aligner-bootstrap round`."""
+"""`aligner-bootstrap round`: run, resume, retry and abort rounds, and see how they stand."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bootstrap.commands.base import add_command, say, say_to_stderr
 
+if TYPE_CHECKING:
+    from bootstrap.rounds import Round, RoundResult, Rounds
+
+PROMOTED, REFUSED = 0, 3
+
 
 def add(commands: Any) -> None:
-    """Adds `round`."""
+    """Adds `round` with its commands."""
     round_ = commands.add_parser("round", help="bootstrap rounds").add_subparsers(required=True, metavar="COMMAND")
-    example = "aligner-bootstrap round run --config round.toml --start"
-    run = add_command(round_, "run", "run one round and promote what passes its gates", example, _round_run)
-    run.add_argument(
+    _add_working(round_)
+    _add_looking(round_)
+
+
+def _add_working(commands: Any) -> None:
+    """The commands that make a round, which need to know what of."""
+    run = _working(commands, "run", "run one round and promote what passes its gates", " --start", _run)
+    run.add_argument("--start", action="store_true", help="first register the base pair, if nothing is served yet")
+    _working(commands, "resume", "go on with the round that a kill or a failed stage stopped", "", _resume)
+    about = "go on with the stopped round from a stage on, as if it had not been begun"
+    retry = _working(commands, "retry", about, " --stage train_upstream", _retry)
+    retry.add_argument("--stage", required=True, help="the first stage to run again; `round status` lists them")
+
+
+def _working(
+    commands: Any, name: str, about: str, more: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, about, f"aligner-bootstrap round {name} --config round.toml{more}", run)
+    parser.add_argument(
         "--config", type=Path, required=True, help="a TOML file; a missing one is answered with an example"
     )
-    run.add_argument("--start", action="store_true", help="first register the base pair, if nothing is served yet")
-    run.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return parser
 
 
-def _round_run(arguments: argparse.Namespace) -> int:
-    from bootstrap.config import read_config
+def _add_looking(commands: Any) -> None:
+    """The commands that need the registry only."""
+    status = add_command(commands, "status", "show the stages of a round", "aligner-bootstrap round status 3", _status)
+    status.add_argument("round", type=int, nargs="?", help="its number (default: the newest)")
+    list_ = add_command(commands, "list", "list all rounds", "aligner-bootstrap round list", _list)
+    abort = add_command(
+        commands, "abort", "give a round up that is not ended", "aligner-bootstrap round abort 3", _abort
+    )
+    abort.add_argument("round", type=int, help="its number")
+    abort.add_argument("--reason", default="given up by a person", help="what the ledger says of it")
+    for parser in (status, list_, abort):
+        parser.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from bootstrap.registry import Registry
-    from bootstrap.rounds import register_start, run_round
+    from bootstrap.rounds import register_start
+
+    rounds = _rounds(arguments)
+    if arguments.start and Registry(rounds.config.home).served() is None:
+        register_start(rounds.config, say=rounds.say)
+    return _show_result(arguments, rounds.run())
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    return _show_result(arguments, _rounds(arguments).resume())
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    return _show_result(arguments, _rounds(arguments).retry(arguments.stage))
+
+
+def _rounds(arguments: argparse.Namespace) -> Rounds:
+    from bootstrap.config import read_config
+    from bootstrap.rounds import Rounds
 
     sys.path.insert(0, str(Path.cwd()))  # the judge and its like live in the user's folder
-    config = read_config(arguments.config)
     tell = say_to_stderr if arguments.json else say
-    if arguments.start and Registry(config.home).served() is None:
-        register_start(config, say=tell)
-    result = run_round(config, say=tell, progress=not arguments.json)
+    return Rounds(config=read_config(arguments.config), say=tell, progress=not arguments.json)
+
+
+def _show_result(arguments: argparse.Namespace, result: RoundResult | None) -> int:
+    if result is None:
+        print(json.dumps(None) if arguments.json else "No round is waiting to be resumed.")
+        return PROMOTED
     if arguments.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
-        say(f"The round was {result.status} after {result.seconds:.0f} s.")
-    return 0 if result.status == "promoted" else 3
+        say(f"Round {result.number} was {result.status} after {result.seconds:.0f} s: {result.reason}.")
+    return PROMOTED if result.status == "promoted" else REFUSED
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    ledger = _ledger(arguments)
+    rounds = ledger.rounds() if arguments.round is None else [ledger.round(arguments.round)]
+    if arguments.json:
+        print(json.dumps(_as_json(rounds[-1]) if rounds else None, indent=2))
+    else:
+        for line in _lines(rounds[-1]) if rounds else ["No round was begun yet:  aligner-bootstrap round run --help"]:
+            print(line)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    rounds = _ledger(arguments).rounds()
+    if arguments.json:
+        print(json.dumps([_as_json(one) for one in rounds], indent=2))
+        return 0
+    for one in rounds:
+        print(_line(one))
+    if not rounds:
+        print("No round was begun yet:  aligner-bootstrap round run --help")
+    return 0
+
+
+def _abort(arguments: argparse.Namespace) -> int:
+    from bootstrap.registry import Registry
+    from bootstrap.rounds.running import abort
+
+    ended = abort(Registry(arguments.home), arguments.round, arguments.reason)
+    print(json.dumps(_as_json(ended), indent=2) if arguments.json else _line(ended))
+    return 0
+
+
+def _ledger(arguments: argparse.Namespace) -> Any:
+    from bootstrap.registry import Registry
+    from bootstrap.rounds.ledger import Ledger
+
+    return Ledger(Registry(arguments.home).database)
+
+
+def _as_json(one: Round) -> dict[str, Any]:
+    names = ("number", "fire_key", "status", "parent", "pair", "reason")
+    stages = [
+        {"stage": run.stage, "status": run.status, "attempt": run.attempt, "seconds": run.seconds, "error": run.error}
+        for run in one.stages
+    ]
+    times = {"created": one.created.isoformat(), "ended": one.ended and one.ended.isoformat()}
+    return {**{name: getattr(one, name) for name in names}, **times, "gates": one.gates, "stages": stages}
+
+
+def _line(one: Round) -> str:
+    fired = f", fired by {one.fire_key}" if one.fire_key else ""
+    made = f", pair {one.pair}" if one.pair is not None else ""
+    reason = f": {one.reason.splitlines()[0]}" if one.reason else ""
+    return f"{one.created:%Y-%m-%d %H:%M} UTC  round {one.number} {one.status}{made}{fired}{reason}"
+
+
+def _lines(one: Round) -> Iterator[str]:
+    from bootstrap.rounds import STAGE_NAMES
+
+    yield _line(one)
+    for name in STAGE_NAMES:
+        run = one.stage(name)
+        if run is None:
+            yield f"  {name:<18} -"
+            continue
+        seconds = f"{run.seconds:8.1f} s" if run.seconds is not None else f"{'':>10}"
+        yield f"  {name:<18} {run.status:<8}{seconds}  attempt {run.attempt}{f'  {run.error}' if run.error else ''}"

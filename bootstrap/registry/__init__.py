@@ -100,6 +100,11 @@ class Registry:
         self._database = Database(self.home / "registry.db", SCHEMA)
         self._finish_publishing()
 
+    @property
+    def database(self) -> Database:
+        """The database, which rounds and leases share."""
+        return self._database
+
     def add(self, kind: Kind, write: Callable[[Path], object], manifest: Mapping[str, Any]) -> Version:
         """Saves a model as the next version of its kind.
 

@@ -1,0 +1,235 @@
+"""The second half of a round: an Aligner that fits the new upstream is trained on verified rows, judged, and promoted."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from aligner_chain.aligner import Aligner
+from aligner_chain.checkpoint import read_metadata, write_metadata
+from aligner_chain.errors import CapabilityError
+from aligner_chain.exchange import Correction, Exchange
+from aligner_chain.tradeoff import Tradeoff, measure
+from bootstrap.aligner_training import train_aligner
+from bootstrap.evaluation import GateResult, non_inferiority_gate, share_gate
+from bootstrap.judges import fully_right
+from bootstrap.measures import Measured
+from bootstrap.pairs import manifest, triples
+from bootstrap.registry import Kind, Version
+from bootstrap.rounds.artifacts import (
+    read_corrections,
+    read_exchanges,
+    read_rows,
+    read_triples,
+    write_corrections,
+    write_exchanges,
+    write_rows,
+    write_triples,
+)
+from bootstrap.rounds.upstream_stages import Result, decided, read_verdicts
+from bootstrap.rounds.work import Work
+from bootstrap.upstream import save_model
+
+LEAST_KEPT = 0.98
+"""The share of known-right answers that a candidate Aligner must leave as they are."""
+
+
+def regenerate(work: Work, out: Path) -> Result:
+    """Lets the candidate upstream answer training prompts anew: the Aligner must fit what it writes."""
+    prompts = read_exchanges(work.folders["freeze"] / "train.jsonl")
+    prompts.sort(key=_prompt_order)
+    prompts = random.Random(work.config.seed).sample(prompts, min(len(prompts), work.config.regenerate))
+    answers = work.answers(work.folders["train_upstream"] / "model", prompts, work.candidate)
+    return {"answers": write_exchanges(out / "answers.jsonl", answers)}
+
+
+def correct(work: Work, out: Path) -> Result:
+    """Lets the served Aligner correct them."""
+    answers = read_exchanges(work.folders["regenerate"] / "answers.jsonl")
+    corrections = work.corrections(work.parent.aligner.path, answers)
+    return {"corrections": write_corrections(out / "corrections.jsonl", corrections)}
+
+
+def verify(work: Work, out: Path) -> Result:
+    """Asks the verifier, which is neither the Aligner nor its annotator, which corrections are fit to learn from."""
+    corrections = read_corrections(work.folders["correct"] / "corrections.jsonl")
+    confirmed = [bool(fit) for fit in work.config.verifier(corrections)]
+    write_rows(out / "confirmed.jsonl", confirmed)
+    return {"confirmed": sum(confirmed), "refused": len(confirmed) - sum(confirmed)}
+
+
+def annotate(work: Work, out: Path) -> Result:
+    """Has the annotator repair some of the answers whose correction the verifier refused."""
+    _, refused = _by_verdict(work)
+    rng = random.Random(f"{work.config.seed} annotate")
+    asked = rng.sample(refused, min(len(refused), work.config.annotations)) if work.config.annotator else []
+    exchanges = [one.exchange for one in asked]
+    repaired = work.config.annotator(exchanges) if work.config.annotator and exchanges else []
+    rows = [one.triple(exchange, "annotated") for exchange, one in zip(exchanges, repaired, strict=True)]
+    return {"annotated": write_triples(out / "annotated.jsonl", rows)}
+
+
+def build_triples(work: Work, out: Path) -> Result:
+    """Puts the training set together: gold, what people vouch for, what was confirmed, what was annotated."""
+    confirmed, _ = _by_verdict(work)
+    parts = {
+        "gold": list(work.config.gold),
+        "human": read_triples(work.folders["freeze"] / "vouched.jsonl"),
+        "verified": list(triples(confirmed, source="verified").triples),
+        "annotated": read_triples(work.folders["annotate"] / "annotated.jsonl"),
+    }
+    rows = [row for part in parts.values() for row in part]
+    write_triples(out / "triples.jsonl", rows)
+    counts = {name: len(part) for name, part in parts.items()}
+    work.say(f"rows for the Aligner: {counts}, {work.results['verify']['refused']} corrections were refused")
+    return {**counts, "data": manifest(rows)}
+
+
+def train(work: Work, out: Path) -> Result:
+    """Trains a candidate Aligner from the base on all rows."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, rows = work.config.base_aligner, read_triples(work.folders["triples"] / "triples.jsonl")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    scratch = work.scratch("train_aligner")
+    trained = train_aligner(
+        model, tokenizer, rows, scratch, work.config.aligner, progress=work.progress, resume=scratch.is_dir()
+    )
+    save_model(trained.model, base, out / "model")
+    digest = work.results["triples"]["data"]["sha256"]
+    metadata = replace(read_metadata(base), version=digest[:12], data_sha256=digest, calibrations={})
+    write_metadata(out / "model", metadata)  # a threshold measured on the base says nothing of the candidate
+    work.say(f"Aligner trained on {trained.rows} rows, {trained.keep_share:.0%} of them right answers")
+    return {"rows": trained.rows, "keep_share": trained.keep_share, "dropped": dict(trained.dropped)}
+
+
+def calibrate(work: Work, out: Path) -> Result:
+    """Measures anew each threshold that the served Aligner has, on the new upstream's answers to the gate prompts."""
+    served = read_metadata(work.parent.aligner.path).calibrations
+    if not served:
+        return {"calibrations": []}
+    folder = work.folders["evaluate_upstream"]
+    answers, right = read_exchanges(folder / "after.jsonl"), fully_right(read_verdicts(folder, "after"))
+    with contextlib.closing(Aligner.from_pretrained(str(_aligner(work)))) as aligner:
+        try:
+            scores = aligner.inspect(answers)
+        except CapabilityError:  # a template without scores cannot have any of the old thresholds either
+            return {"calibrations": []}
+    rows = [
+        row
+        for name, one in served.items()
+        if any(name in score for score in scores)
+        for row in measure(scores, right, alphas=[one.alpha], delta=one.delta)
+        if row.criterion == name
+    ]
+    write_rows(out / "calibrations.jsonl", map(asdict, rows))
+    for row in rows:
+        work.say(f"calibrated {row.criterion} at {row.alpha:.0%}: {row.threshold or 'shut, too few wrong answers'}")
+    return {"calibrations": [asdict(row) for row in rows]}
+
+
+def evaluate(work: Work, out: Path) -> Result:
+    """Lets the candidate and the served Aligner correct the gate answers of the new upstream, and the served pair its own."""
+    answered = work.folders["evaluate_upstream"]
+    new, old = read_exchanges(answered / "after.jsonl"), read_exchanges(answered / "before.jsonl")
+    served = work.parent.aligner.path
+    figures = {}
+    for name, folder, answers in (
+        ("served_on_new", served, new),
+        ("candidate_on_new", _aligner(work), new),
+        ("served_on_old", served, old),
+    ):
+        corrections = work.corrections(folder, answers)
+        measured = work.config.yardstick.measure_corrections(corrections)
+        write_corrections(out / f"{name}.jsonl", corrections)
+        write_rows(out / f"{name}-right.jsonl", measured.right_aligned)
+        figures[name] = measured.figures()
+        if name == "candidate_on_new":
+            figures["kept"] = _kept(work, measured)
+    return figures
+
+
+def gate(work: Work, out: Path) -> Result:
+    """Compares the Aligners on the new upstream's answers, and the pairs as a whole."""
+    folder, config = work.folders["evaluate_pair"], work.config
+    new = read_rows(folder / "candidate_on_new-right.jsonl")
+    kept = work.results["evaluate_pair"]["kept"]
+    gates: list[GateResult] = [
+        non_inferiority_gate(name, read_rows(folder / f"{before}-right.jsonl"), new, margin)
+        for name, before, margin in (
+            ("Aligner on the new upstream", "served_on_new", config.margin),
+            ("new pair against served pair", "served_on_old", config.pair_margin),
+        )
+    ]
+    gates.append(share_gate("right answers kept", kept["k"], kept["n"], LEAST_KEPT))
+    return decided(work, out, gates)
+
+
+def promote(work: Work, out: Path) -> Result:
+    """Gives both models their versions and serves them, if the pair that they were compared with still is served."""
+    upstream = _version(work, "upstream", work.folders["train_upstream"] / "model", work.results["freeze"]["pairs"])
+    aligner = _version(work, "aligner", _aligner(work), work.results["triples"]["data"], upstream=upstream)
+    figures = {**work.results["evaluate_pair"]["candidate_on_new"], "round": work.number}
+    served = work.registry.served()
+    if served is None or served.figures.get("round") != work.number:  # else killed right after it was promoted
+        served = work.registry.promote(upstream, aligner, figures=figures, expected=work.parent)
+    work.say(f"promoted pair {served.number}: {upstream.identity} with {aligner.identity}")
+    return {"pair": served.number, "upstream": upstream.number, "aligner": aligner.number}
+
+
+def _version(work: Work, kind: Kind, source: Path, data: Result, upstream: Version | None = None) -> Version:
+    """The version that this round made of a candidate, made now unless a killed process has."""
+    made = [one for one in work.registry.versions(kind) if one.manifest.get("round") == work.number]
+    if made:
+        return made[-1]
+    base = work.config.base_upstream if kind == "upstream" else work.config.base_aligner
+    described = {"base": str(base), "data": dict(data), "parent": work.parent.number, "round": work.number}
+
+    def write(folder: Path) -> None:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        if upstream is not None:
+            _write_calibrations(work, folder, upstream)
+
+    return work.registry.add(kind, write, described)
+
+
+def _write_calibrations(work: Work, folder: Path, upstream: Version) -> None:
+    """Binds what was calibrated to the upstream's version, which has its number only now."""
+    metadata = read_metadata(folder)
+    made = [Tradeoff(**row).calibration(metadata.identity, upstream.identity) for row in _calibrations(work)]
+    write_metadata(folder, replace(metadata, calibrations={one.criterion: one for one in made if one is not None}))
+
+
+def _calibrations(work: Work) -> Sequence[dict[str, Any]]:
+    found: Sequence[dict[str, Any]] = work.results["calibrate"]["calibrations"]
+    return found
+
+
+def _kept(work: Work, new: Measured) -> dict[str, int]:
+    """How many answers that are known to be right the candidate Aligner leaves as they are."""
+    if work.config.known_right is None:
+        kept = [not moved for moved, right in zip(new.changed, new.right_alone, strict=True) if right]
+    else:
+        kept = [not one.changed for one in work.corrections(_aligner(work), work.config.known_right)]
+    return {"k": sum(kept), "n": len(kept)}
+
+
+def _by_verdict(work: Work) -> tuple[list[Correction], list[Correction]]:
+    """The corrections that the verifier confirmed, and the others."""
+    corrections = read_corrections(work.folders["correct"] / "corrections.jsonl")
+    confirmed = read_rows(work.folders["verify"] / "confirmed.jsonl")
+    rows = list(zip(corrections, confirmed, strict=True))
+    return [one for one, fit in rows if fit], [one for one, fit in rows if not fit]
+
+
+def _aligner(work: Work) -> Path:
+    return work.folders["train_aligner"] / "model"
+
+
+def _prompt_order(prompt: Exchange) -> tuple[tuple[str, str], ...]:
+    return tuple((turn.role, turn.text) for turn in prompt.turns)

@@ -1,0 +1,104 @@
+"""What the stages of a round leave for those after them: files of JSON lines, and the hash of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from aligner_chain.exchange import Correction, Exchange, Turn
+from bootstrap.pairs import Pair, Triple
+from bootstrap.records import Record, fields_of, record_of
+
+_CHUNK = 1 << 20
+
+
+def write_rows(path: Path, rows: Iterable[object]) -> int:
+    """Writes values of JSON line by line and returns how many there were."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+            count += 1
+    return count
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The values of a file that `write_rows` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_exchanges(path: Path, exchanges: Iterable[Exchange]) -> int:
+    """Writes exchanges and returns how many."""
+    return write_rows(path, map(asdict, exchanges))
+
+
+def read_exchanges(path: Path) -> list[Exchange]:
+    """The exchanges that `write_exchanges` wrote, equal."""
+    return [
+        Exchange(**{**row, "turns": _turns(row["turns"]), "context": tuple(row["context"])}) for row in read_rows(path)
+    ]
+
+
+def write_corrections(path: Path, corrections: Iterable[Correction]) -> int:
+    """Writes corrections and returns how many."""
+    return write_rows(path, (fields_of(Record(correction=one)) for one in corrections))
+
+
+def read_corrections(path: Path) -> list[Correction]:
+    """The corrections that `write_corrections` wrote; `error` and `tokens` are not kept."""
+    return [record_of(row).correction for row in read_rows(path)]
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
+    """Writes pairs and returns how many."""
+    return write_rows(path, map(asdict, pairs))
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs that `write_pairs` wrote, equal."""
+    return [Pair(**{**row, "turns": _turns(row["turns"])}) for row in read_rows(path)]
+
+
+def write_triples(path: Path, rows: Iterable[Triple]) -> int:
+    """Writes triples and returns how many."""
+    return write_rows(path, map(asdict, rows))
+
+
+def read_triples(path: Path) -> list[Triple]:
+    """The triples that `write_triples` wrote, equal."""
+    tuples = ("context", "criteria", "asked")
+    return [
+        Triple(**{**row, "turns": _turns(row["turns"]), **{name: tuple(row[name]) for name in tuples}})
+        for row in read_rows(path)
+    ]
+
+
+def tree_sha256(folder: Path) -> str:
+    """The hash of all files of a folder: their names and their bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def json_sha256(value: object) -> str:
+    """The hash of a value of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _turns(rows: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:
+    return tuple(Turn(**row) for row in rows)

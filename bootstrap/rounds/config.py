@@ -1,0 +1,111 @@
+"""What a round is made of, and the hash by which a resumed round knows that it is still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from aligner_chain.exchange import Exchange
+from bootstrap.aligner_training import AlignerTrainingSettings
+from bootstrap.answering import Answering
+from bootstrap.judges import Annotator, Verifier
+from bootstrap.measures import Yardstick
+from bootstrap.pairs import Triple
+from bootstrap.rounds.artifacts import json_sha256, tree_sha256
+from bootstrap.upstream import DPOSettings
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "aligner-chain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundConfig:
+    """What a round is made of.
+
+    Args:
+        store: the file or URL of the `CorrectionStore`.
+        home: the folder of the `Registry`; None takes `ALIGNER_HOME`.
+        base_upstream: the model folder that every round's candidate starts from.
+        base_aligner: the Aligner folder that every round's candidate starts from.
+        yardstick: how held-out answers are judged.
+        verifier: confirms corrections before the Aligner is trained on them.
+        annotator: repairs what the verifier refused, at most `annotations` rows; None leaves them out.
+        gold: rows that are in every training set of the Aligner.
+        known_right: right answers of which 98 % must be kept; None takes those of the gate set that are judged right.
+        answering: how upstreams are asked.
+        margin: how far below 0 the lower bound of an Aligner's change may be, as a share. Of n gate prompts without any
+            change it is about 3.84 / n, so 1 point needs 384 of them.
+        pair_margin: the same for the new pair as a whole against the served one. An upstream that needs less correcting
+            leaves subtler faults, so a little may be lost here while the Aligner itself got better.
+        least_pairs: fewer pairs than this are not trained on.
+        regenerate: at most so many training prompts are answered anew.
+        tries: how often a stage may be begun; a kill counts. `retry` allows as many again.
+    """
+
+    store: str | Path
+    base_upstream: Path
+    base_aligner: Path
+    yardstick: Yardstick
+    verifier: Verifier
+    home: Path | None = None
+    annotator: Annotator | None = None
+    annotations: int = 200
+    gold: tuple[Triple, ...] = ()
+    known_right: tuple[Exchange, ...] | None = None
+    answering: Answering = field(default_factory=Answering)
+    dpo: DPOSettings = field(default_factory=DPOSettings)
+    aligner: AlignerTrainingSettings = field(default_factory=AlignerTrainingSettings)
+    margin: float = 0.01
+    pair_margin: float = 0.03
+    least_pairs: int = 50
+    regenerate: int = 2000
+    tries: int = 3
+    seed: int = 0
+
+
+def fingerprint(config: RoundConfig) -> dict[str, str]:
+    """What a round's outcome depends on beside its data, part by part: settings, base models, judges, packages.
+
+    Where the store and the registry lie, and how often a stage may be tried, are no part of it.
+    """
+    settings = {
+        name: json_sha256(_plain(getattr(config, name)))
+        for name in ("annotations", "gold", "known_right", "answering", "dpo", "aligner", "seed")
+    }
+    numbers = {name: getattr(config, name) for name in ("margin", "pair_margin", "least_pairs", "regenerate")}
+    judges = {"judge": config.yardstick.judge, "verifier": config.verifier, "annotator": config.annotator}
+    return {
+        **settings,
+        "numbers": json_sha256(numbers),
+        **{name: _name(one) for name, one in judges.items()},
+        **{name: tree_sha256(getattr(config, name)) for name in ("base_upstream", "base_aligner")},
+        **{f"package {name}": _version(name) for name in PACKAGES},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON; settings hold dataclasses and read-only mappings, which `asdict` cannot copy."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _name(one: Callable[..., Any] | None) -> str:
+    """What a judge is called: its function, or the class of the object that is called."""
+    if one is None:
+        return ""
+    named = one if hasattr(one, "__qualname__") else type(one)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,73 @@
+"""The first pair: it is served if its Aligner does more good than correctors that need no model."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from aligner_chain.aligner import Aligner
+from aligner_chain.exchange import Exchange
+from bootstrap.errors import RegistryError
+from bootstrap.evaluation import GateResult, superiority_gate
+from bootstrap.registry import PairVersion, Registry
+from bootstrap.rounds.config import RoundConfig
+from bootstrap.rounds.work import Say
+from bootstrap.store import CorrectionStore
+
+REFUSAL = "I am sorry, but I cannot help with that."
+"""What the null corrector that always refuses serves."""
+
+
+def register_start(
+    config: RoundConfig,
+    *,
+    nulls: Mapping[str, Callable[[Sequence[Exchange]], Sequence[str]]] | None = None,
+    say: Say = lambda line: None,
+) -> tuple[PairVersion, tuple[GateResult, ...]]:
+    """Registers and serves the base pair if its Aligner repairs more than each null corrector.
+
+    `nulls` are correctors that need no Aligner; copying and refusing are always among them.
+
+    Raises:
+        RegistryError: a null corrector is as good; nothing is served then.
+    """
+    registry = Registry(config.home)
+    with contextlib.closing(CorrectionStore(config.store)) as store:
+        prompts = store.prompts("gate")
+    answers = config.answering.answer_from(config.base_upstream, prompts, upstream="upstream@1")
+    with contextlib.closing(Aligner.from_pretrained(str(config.base_aligner))) as aligner:
+        measured = config.yardstick.measure_corrections(aligner.correct(answers))
+    gates = []
+    for name, null in {**NULLS, **(nulls or {})}.items():
+        before = config.yardstick.measure(answers, null(answers)).repaired
+        gates.append(superiority_gate(f"start Aligner against {name}", before, measured.repaired))
+        say(f"gate {gates[-1].name}: {'passed' if gates[-1].passed else 'refused'}, {gates[-1].reason}")
+    if not all(gate.passed for gate in gates):
+        reasons = "; ".join(f"{gate.name}: {gate.reason}" for gate in gates if not gate.passed)
+        message = f"The start pair was not registered, its Aligner is no better than doing nothing. {reasons}."
+        raise RegistryError(message)
+    upstream = registry.add("upstream", _copier(config.base_upstream), {"base": str(config.base_upstream)})
+    aligner_version = registry.add("aligner", _copier(config.base_aligner), {"base": str(config.base_aligner)})
+    return registry.promote(upstream, aligner_version, figures=measured.figures()), tuple(gates)
+
+
+def copy_corrector(exchanges: Sequence[Exchange]) -> list[str]:
+    """The null corrector that changes nothing."""
+    return [exchange.answer for exchange in exchanges]
+
+
+def refuse_corrector(exchanges: Sequence[Exchange]) -> list[str]:
+    """The null corrector that refuses everything."""
+    return [REFUSAL for _ in exchanges]
+
+
+NULLS: Mapping[str, Callable[[Sequence[Exchange]], Sequence[str]]] = {
+    "copy": copy_corrector,
+    "refuse": refuse_corrector,
+}
+
+
+def _copier(source: Path) -> Callable[[Path], object]:
+    return lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True)
