@@ -41,6 +41,7 @@ class RoundConfig:
             leaves subtler faults, so a little may be lost here while the Aligner itself got better.
         least_pairs: fewer pairs than this are not trained on.
         regenerate: at most so many training prompts are answered anew.
+        examples: so many answers and corrections of held-out prompts are kept for the report.
         tries: how often a stage may be begun; a kill counts. `retry` allows as many again.
     """
 
@@ -61,6 +62,7 @@ class RoundConfig:
     pair_margin: float = 0.03
     least_pairs: int = 50
     regenerate: int = 2000
+    examples: int = 12
     tries: int = 3
     seed: int = 0
 

@@ -19,7 +19,7 @@ from bootstrap.database.fences import Fence
 from bootstrap.errors import NotEnoughPairsError, RegistryError, RoundChangedError, RoundError, StageError
 from bootstrap.files import sync, sync_tree, write_synced
 from bootstrap.registry import PairVersion, Registry
-from bootstrap.rounds import aligner_stages, upstream_stages
+from bootstrap.rounds import aligner_stages, examples, upstream_stages
 from bootstrap.rounds.artifacts import json_sha256, tree_sha256
 from bootstrap.rounds.config import RoundConfig, fingerprint
 from bootstrap.rounds.ledger import Ledger
@@ -173,6 +173,7 @@ class Rounds:
             ledger.end(planned.number, "skipped", str(error).partition("\n")[0])
             _remove_ended(registry, ledger)
             raise
+        examples.keep(work)
         ended = ledger.end(planned.number, status, reason, pair=work.results.get("promote", {}).get("pair"))
         _remove_ended(registry, ledger)
         return RoundResult.of(ended, registry.served(), time.monotonic() - started)
