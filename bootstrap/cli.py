@@ -25,9 +25,10 @@ from bootstrap.commands import (
     store,
     training,
 )
+from bootstrap.commands import eval as evaluation
 from bootstrap.errors import BootstrapError
 
-SUBJECTS = (demo, annotate, training, store, stats, feedback, review, data, rounds, registry)
+SUBJECTS = (demo, annotate, training, store, stats, feedback, review, data, evaluation, rounds, registry)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@
         ├── RegistryError                   a model could not be saved, promoted or rolled back
         ├── TrainingDataError (ValueError)  a row that nothing can be trained on
         ├── AnnotationError                 a journal of annotations cannot be used, or a file is in the way
+        ├── JudgeError                      a judge cannot be asked, or is not independent of what it judges
         ├── ExportError                     training data could not be written, or is not what its manifest says
         ├── NotEnoughPairsError             a round found fewer pairs than it needs
         └── RoundError                      a round cannot be begun, resumed or changed as asked
@@ -46,6 +47,10 @@ class TrainingDataError(BootstrapError, ValueError):
 
 class AnnotationError(BootstrapError):
     """A journal of annotations cannot be read or written, or something else is where the rows should go."""
+
+
+class JudgeError(BootstrapError):
+    """A judge or verifier cannot be asked, or it is the very model whose work it should judge."""
 
 
 class ExportError(BootstrapError):

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 
-def chat_prompt(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[int, ...]:
-    """The ids of a conversation, up to where the model answers.
+def chat_prompt(tokenizer: Tokenizer, turns: Sequence[Turn], *, answered: bool = False) -> tuple[int, ...]:
+    """The ids of a conversation, up to where the model answers; with `answered`, of one that ends with the answer.
 
-    For texts that spell no control token these are the ids of `apply_chat_template(..., add_generation_prompt=True)`;
+    For texts that spell no control token these are the ids of `apply_chat_template(..., add_generation_prompt=True)`,
+    False where it is answered;
     a text that does spell one is read as the letters it consists of. Whitespace-only tokens are not control tokens.
 
     Raises `TemplateError` for a tokenizer without a chat template, an unknown role, and a conversation that the
@@ -29,10 +30,10 @@ def chat_prompt(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[int, ...]:
     plain = plain_text(tokenizer)
     mark = unused_character([*(turn.text for turn in turns), str(tokenizer.chat_template)])
     broken = [Turn(role=_known_role(turn), text=plain.break_up(turn.text, mark)) for turn in turns]
-    ids = plain.encode_marked(_rendered(tokenizer, broken), mark)
+    ids = plain.encode_marked(_rendered(tokenizer, broken, answered), mark)
     # A text could also complete a control token that the template's own letters beside it begin. Texts fenced off
     # from the template cannot, so where that makes a difference the fenced conversation is the safe one.
-    fenced = plain.encode_marked(_rendered(tokenizer, [_fenced(turn, mark) for turn in broken]), mark)
+    fenced = plain.encode_marked(_rendered(tokenizer, [_fenced(turn, mark) for turn in broken], answered), mark)
     return ids if _control(ids, plain) == _control(fenced, plain) else fenced
 
 
@@ -43,7 +44,7 @@ def chat_request(tokenizer: Tokenizer, turns: Sequence[Turn], *, sampling: Sampl
     return Request(key=key, prompt=prompt, max_new=max_new, sampling=sampling)
 
 
-def _rendered(tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
+def _rendered(tokenizer: Tokenizer, turns: Sequence[Turn], answered: bool) -> str:
     from jinja2 import TemplateError as JinjaError
 
     if not tokenizer.chat_template:
@@ -53,7 +54,7 @@ def _rendered(tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
         )
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered))
     except (JinjaError, ValueError) as error:
         raise TemplateError(f"The chat template of this model refuses the conversation: {error}") from error
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.engines.chat import ChatEngine
-from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
 from bootstrap.annotate.journal import Entry, Journal
 from bootstrap.annotate.rows import (
@@ -34,6 +33,7 @@ from bootstrap.annotate.rows import (
     triple_of,
 )
 from bootstrap.annotate.spending import Budget, Prices, Purse, Tokens
+from bootstrap.calling import ATTEMPTS, CONCURRENCY, limited, require_positive
 from bootstrap.errors import AnnotationError
 from bootstrap.files import replace_file, sync
 from bootstrap.pairs import write_triples
@@ -41,10 +41,6 @@ from bootstrap.pairs import write_triples
 if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
 
-CONCURRENCY = 8
-"""Calls in flight at once."""
-ATTEMPTS = 4
-"""Times that a call is tried, with growing pauses, before its row has failed."""
 LEAST_FAILURES = 12
 """Calls that fail one after the other before the run stops, or twice as many as run at once."""
 
@@ -87,7 +83,7 @@ def annotate(
         AnnotationError: the journal cannot be used, or `out` is a file of something else.
         ConfigurationError: a number is out of its bounds, `chat_model` is none, or a budget of money lacks prices.
     """
-    _require_positive(concurrency=concurrency, attempts=attempts, requests_per_minute=requests_per_minute)
+    require_positive(concurrency=concurrency, attempts=attempts, requests_per_minute=requests_per_minute)
     rows = [row_of(exchange, criteria) for exchange in exchanges]
     aligner = _aligner(chat_model, requests_per_minute, attempts, concurrency)
     purse = Purse(budget or Budget(), prices)
@@ -240,26 +236,7 @@ class _Run:
 
 def _aligner(chat_model: Runnable[Any, Any], per_minute: float | None, attempts: int, workers: int) -> Aligner:
     """`Aligner.from_chat_model`, where every try of every call waits for its turn."""
-    from langchain_core.rate_limiters import InMemoryRateLimiter
-    from langchain_core.runnables import Runnable, RunnableLambda
-
-    if not isinstance(chat_model, Runnable):
-        raise ConfigurationError(f"{type(chat_model).__name__} is no chat model of LangChain. Give an instance of one.")
-    asked: Runnable[Any, Any] = chat_model
-    if per_minute is not None:
-        per_second = per_minute / 60
-        limiter = InMemoryRateLimiter(
-            requests_per_second=per_second,
-            check_every_n_seconds=min(0.1, 0.5 / per_second),
-            max_bucket_size=max(1.0, per_second),
-        )
-
-        def wait_for_turn(prompt: Any) -> Any:
-            limiter.acquire()
-            return prompt
-
-        asked = RunnableLambda(wait_for_turn) | chat_model
-    retried = asked.with_retry(stop_after_attempt=attempts)
+    retried = limited(chat_model, requests_per_minute=per_minute, attempts=attempts)
     named: Any = chat_model
     return Aligner(ChatEngine(retried, workers=workers), metadata=Aligner.from_chat_model(named).metadata)
 
@@ -279,9 +256,3 @@ def _raise_errors(done: Iterable[Future[None]]) -> None:
     for future in done:
         if not future.cancelled():
             future.result()
-
-
-def _require_positive(**numbers: float | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and not number > 0:
-            raise ConfigurationError(f"{name} must be more than 0, not {number:g}.")

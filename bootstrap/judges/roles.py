@@ -1,4 +1,4 @@
-"""Who says which answer is right: three callables that a round is given, and how they are named in a file.
+"""The three callables that a round is given, and how they are named in a file.
 
 A judge decides what counts as right; gates and figures rest on it. A verifier confirms single corrections before the
 Aligner is trained on them, and must not be the judge, or the loop would only learn to please it. An annotator, a person
