@@ -1,4 +1,4 @@
-"""The command `aligner-bootstrap`: the demo, training an Aligner and its data, rounds, and what the registry serves.
+"""The command `aligner-bootstrap`: the demo, training an Aligner and its data, rounds and their schedule, and what the registry serves.
 
 Exit codes: 0 all went well, 1 a stage failed, 2 wrong usage or setup, 3 a gate refused the candidate or a check failed,
 4 a budget is spent.
@@ -21,6 +21,7 @@ from bootstrap.commands import (
     registry,
     review,
     rounds,
+    schedule,
     stats,
     store,
     training,
@@ -28,7 +29,7 @@ from bootstrap.commands import (
 from bootstrap.commands import eval as evaluation
 from bootstrap.errors import BootstrapError
 
-SUBJECTS = (demo, annotate, training, store, stats, feedback, review, data, evaluation, rounds, registry)
+SUBJECTS = (demo, annotate, training, store, stats, feedback, review, data, evaluation, rounds, schedule, registry)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

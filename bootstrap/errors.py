@@ -4,6 +4,7 @@
     └── BootstrapError
         ├── StoreError                      a database cannot be used: corrupt, locked, full, of an unknown version
         │   └── RecordError (ValueError)        one correction holds what a database cannot
+        ├── LeaseLostError                  another process has taken over what this one was doing
         ├── RegistryError                   a model could not be saved, promoted or rolled back
         ├── TrainingDataError (ValueError)  a row that nothing can be trained on
         ├── AnnotationError                 a journal of annotations cannot be used, or a file is in the way
@@ -35,6 +36,10 @@ class StoreError(BootstrapError):
 
 class RecordError(StoreError, ValueError):
     """One correction holds what a database cannot; the others can still be written."""
+
+
+class LeaseLostError(BootstrapError):
+    """Another process has taken over what this one was doing, so the transaction that wanted to write was given up."""
 
 
 class RegistryError(BootstrapError):

@@ -39,7 +39,7 @@ def train(data: Path, base: Path, out: Path, *options: str) -> int:
 
 COMMANDS = (
     "",
-    *("demo", "annotate", "train-aligner", "round run", "registry list", "rollback"),
+    *("demo", "annotate", "train-aligner", "round run", "schedule", "registry list", "rollback"),
     *("store status", "store upgrade", "delete", "stats", "feedback", "review", "pairs", "export", "import"),
 )
 
