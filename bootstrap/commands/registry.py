@@ -1,59 +1,260 @@
-"""`aligner-bootstrap registry` and `rollback`: what was promoted, and the way back."""
+"""`aligner-bootstrap registry`, `promote` and `rollback`: what there is, what is served, and the ways in and out."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bootstrap.commands.base import add_command
+from bootstrap.errors import RegistryError
+
+if TYPE_CHECKING:
+    from bootstrap.registry import PairVersion, Registry, Version
+
+_FAULTY = 3
 
 
 def add(commands: Any) -> None:
-    """Adds `registry` and `rollback`."""
-    registry = commands.add_parser("registry", help="what was promoted").add_subparsers(
+    """Adds `registry`, `promote` and `rollback`."""
+    registry = commands.add_parser("registry", help="models, pairs of them, and what is served").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    list_ = add_command(
-        registry, "list", "list pairs and what is served", "aligner-bootstrap registry list", _registry_list
+    start = "aligner-bootstrap registry"
+    list_ = add_command(registry, "list", "list pairs, versions and what is served", f"{start} list", _list)
+    verify = add_command(registry, "verify", "read all weights and compare their hashes", f"{start} verify", _verify)
+    gc = add_command(registry, "gc", "remove weights that nobody uses", f"{start} gc --dry-run", _gc)
+    sync = add_command(registry, "sync", "write served.json as the database says", f"{start} sync", _sync)
+    export = add_command(
+        registry,
+        "export",
+        "write a model to a folder of its own",
+        f"{start} export --aligner champion --out out",
+        _export,
+    )
+    push = add_command(
+        registry,
+        "push",
+        "upload a model to the Hub",
+        f"{start} push --aligner champion --repo user/name --private",
+        _push,
+    )
+    pull = add_command(
+        registry, "pull", "download a model from the Hub, to be served later",
+        f"{start} pull --kind aligner --repo user/name", _pull,
+    )  # fmt: skip
+    promote = add_command(
+        commands, "promote", "serve a registered pair", "aligner-bootstrap promote challenger", _promote
     )
     back = add_command(
         commands, "rollback", "serve the pair before this one again", "aligner-bootstrap rollback", _rollback
     )
-    for parser in (list_, back):
+    for parser in (list_, verify, gc, sync, export, push, pull, promote, back):
         parser.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
+        parser.add_argument("--database", metavar="URL", help="its database (default: HOME/registry.db, see the docs)")
         parser.add_argument("--json", action="store_true", help="print JSON")
+    gc.add_argument("--keep", type=_count, default=3, metavar="N", help="pairs served last that stay (default: 3)")
+    gc.add_argument(
+        "--grace", type=_count, default=60, metavar="MINUTES", help="spare what was served or saved so lately"
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    for parser in (export, push):
+        _add_what_leaves(parser)
+    export.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    for parser in (push, pull):
+        parser.add_argument("--repo", required=True, help="user/name")
+    push.add_argument("--private", action="store_true", help="nobody else may see it")
+    pull.add_argument("--kind", choices=("upstream", "aligner"), required=True)
+    pull.add_argument("--revision", help="branch, tag or commit (default: the main branch)")
+    promote.add_argument("pair", metavar="PAIR", help="its number, or challenger or previous")
+    promote.add_argument("--expected", metavar="PAIR", help="only if this pair is served until now")
 
 
-def _registry_list(arguments: argparse.Namespace) -> int:
+def _add_what_leaves(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    for kind in ("upstream", "aligner"):
+        what.add_argument(
+            f"--{kind}", metavar="WHICH", help=f"the {kind} of champion, previous, challenger, or its number"
+        )
+    parser.add_argument("--merge", action="store_true", help="write whole weights where it is an adapter")
+    parser.add_argument("--base", help="the adapter's base (default: the one it was made from)")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def _opened(arguments: argparse.Namespace, *, publish: bool = True) -> Registry:
     from bootstrap.registry import Registry
 
-    registry = Registry(arguments.home)
-    served = registry.served()
-    events = [
-        {
-            "time": event.time.isoformat(timespec="seconds"),
-            "action": event.action,
-            "pair": event.pair.number,
-            "upstream": event.pair.upstream.identity if event.pair.upstream else None,
-            "aligner": event.pair.aligner.identity,
-        }
+    return Registry(arguments.home, arguments.database, publish=publish)
+
+
+def _told(arguments: argparse.Namespace, found: dict[str, Any], *lines: str) -> None:
+    print(json.dumps(found, indent=2) if arguments.json else "\n".join(lines))
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    registry = _opened(arguments)
+    served, aliases = registry.served(), registry.aliases()
+    history = [
+        {"time": event.time.isoformat(timespec="seconds"), "action": event.action, **_of_pair(event.pair)}
         for event in registry.history()
     ]
-    if arguments.json:
-        print(json.dumps({"home": str(registry.home), "served": served and served.number, "history": events}, indent=2))
-        return 0
-    for event in events:
-        print("{time}  {action:<9} pair {pair}: {upstream} with {aligner}".format(**event))
-    print(f"Served from {registry.home}: {f'pair {served.number}' if served else 'nothing'}")
+    versions = [_of_version(one) for one in (*registry.versions("upstream"), *registry.versions("aligner"))]
+    found = {
+        "home": str(registry.home),
+        "database": registry.database.name,
+        "served": served and served.number,
+        "aliases": {name: pair.number for name, pair in aliases.items()},
+        "history": history,
+        "pairs": [{**_of_pair(pair), "figures": pair.figures} for pair in registry.pairs()],
+        "versions": versions,
+    }
+    lines = ["{time}  {action:<9} pair {pair}: {upstream} with {aligner}".format(**event) for event in history]
+    removed = [version["version"] for version in versions if version["removed"]]
+    lines += [f"{name:<10} pair {pair.number}" for name, pair in aliases.items()]
+    lines += [f"Weights removed: {', '.join(removed)}"] if removed else []
+    _told(arguments, found, *lines, f"Served from {registry.home}: {f'pair {served.number}' if served else 'nothing'}")
+    return 0
+
+
+def _of_pair(pair: PairVersion) -> dict[str, Any]:
+    upstream = pair.upstream.identity if pair.upstream else None
+    return {"pair": pair.number, "upstream": upstream, "aligner": pair.aligner.identity}
+
+
+def _of_version(version: Version) -> dict[str, Any]:
+    return {
+        "version": version.identity,
+        "created": version.created.isoformat(timespec="seconds"),
+        "bytes": None if version.files is None else sum(file.size for file in version.files.values()),
+        "removed": version.removed and version.removed.isoformat(timespec="seconds"),
+    }
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    registry = _opened(arguments)
+    there = [one for one in (*registry.versions("upstream"), *registry.versions("aligner")) if one.removed is None]
+    checked = [registry.verify(version) for version in there]
+    faults = {
+        one.version.identity: {"missing": one.missing, "changed": one.changed, "added": one.added}
+        for one in checked
+        if not one.good
+    }
+    lines = [
+        f"{identity}: " + "; ".join(f"{what} {', '.join(names)}" for what, names in fault.items() if names)
+        for identity, fault in faults.items()
+    ]
+    unknown = [one.version.identity for one in checked if not one.recorded]
+    lines += [f"No hashes were noted of {', '.join(unknown)}."] if unknown else []
+    summary = f"{len(checked) - len(faults)} of {len(checked)} versions are as they were saved."
+    _told(arguments, {"versions": len(checked), "faults": faults, "unrecorded": unknown}, *lines, summary)
+    return _FAULTY if faults else 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    registry = _opened(arguments)
+    done = registry.collect_garbage(arguments.keep, dry_run=arguments.dry_run, grace_s=60.0 * arguments.grace)
+    removed = [version.identity for version in done.removed]
+    found = {"removed": removed, "bytes": done.size, "kept": dict(done.kept), "dry_run": arguments.dry_run}
+    verb = "would be removed" if arguments.dry_run else "removed"
+    lines = [f"kept {identity}: {reason}" for identity, reason in done.kept.items()]
+    _told(arguments, found, *lines, f"{', '.join(removed) or 'Nothing'} {verb} ({done.size / 2**20:,.1f} MiB).")
+    return 0
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    synced = _opened(arguments, publish=False).sync()
+    pair = synced.pair and synced.pair.number
+    if synced.gone:
+        raise RegistryError(
+            f"served.json was left as it is: pair {pair} is served, and the weights of {', '.join(synced.gone)} are not "
+            "in this home.\nPut the folder back from a copy, or serve another pair:  aligner-bootstrap rollback"
+        )
+    told = {
+        "current": f"served.json serves pair {pair}, as the database says.",
+        "unrecorded": "No pair was ever promoted; nothing was written.",
+    }
+    found = {"found": synced.found, "written": synced.written, "pair": pair}
+    _told(arguments, found, told.get(synced.found, f"served.json was {synced.found}; it serves pair {pair} now."))
+    return 0
+
+
+def _leaving(arguments: argparse.Namespace, registry: Registry) -> tuple[Version, PairVersion | None]:
+    """The version that is asked for, and the pair whose figures tell of it: the newest that it is in."""
+    version = (
+        registry.version("upstream", arguments.upstream)
+        if arguments.upstream
+        else registry.version("aligner", arguments.aligner)
+    )
+    pairs = [pair for pair in registry.pairs() if version.identity in [one.identity for one in pair.versions]]
+    return version, pairs[-1] if pairs else None
+
+
+def _written(arguments: argparse.Namespace, version: Version, pair: PairVersion | None, out: Path) -> bool:
+    from bootstrap.registry import export
+    from bootstrap.registry.exporting import base_of
+
+    def merge(folder: Path, target: Path) -> None:
+        from bootstrap.merging import merge_adapter
+
+        merge_adapter(folder, target, base=arguments.base or base_of(version))
+
+    return export(version, out, pair=pair, merge=merge if arguments.merge else None)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    version, pair = _leaving(arguments, _opened(arguments))
+    merged = _written(arguments, version, pair, arguments.out)
+    found = {"version": version.identity, "out": str(arguments.out), "merged": merged}
+    _told(arguments, found, f"{version.identity} is in {arguments.out}{', its adapter merged' if merged else ''}.")
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from bootstrap.registry.hub import push
+
+    version, pair = _leaving(arguments, _opened(arguments))
+    with tempfile.TemporaryDirectory(prefix="aligner-push-") as folder:
+        out = Path(folder) / "model"
+        merged = _written(arguments, version, pair, out)
+        url = push(out, arguments.repo, private=arguments.private, message=f"{version.identity} of aligner-chain")
+    found = {"version": version.identity, "repo": arguments.repo, "merged": merged, "url": url}
+    _told(arguments, found, f"{version.identity} is pushed: {url}")
+    return 0
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from bootstrap.registry.hub import pull
+
+    version = pull(_opened(arguments), arguments.kind, arguments.repo, arguments.revision)
+    source = version.manifest["source"]
+    found = {"version": version.identity, "path": str(version.path), **source}
+    _told(arguments, found, f"{arguments.repo} ({source['revision']}) is {version.identity} now; it is not served.")
+    return 0
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    registry = _opened(arguments)
+    pair = registry.pair(arguments.pair)
+    if arguments.expected is None:
+        registry.promote(pair)
+    else:
+        registry.promote(pair, expected=registry.pair(arguments.expected))
+    _told(arguments, _served(pair), f"Pair {pair.number} is served ({pair.aligner.identity}).")
     return 0
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from bootstrap.registry import Registry
-
-    pair = Registry(arguments.home).rollback()
-    served = {"served": pair.number, "aligner": pair.aligner.identity}
-    print(json.dumps(served) if arguments.json else f"Pair {pair.number} is served again ({pair.aligner.identity}).")
+    pair = _opened(arguments).rollback()
+    _told(arguments, _served(pair), f"Pair {pair.number} is served again ({pair.aligner.identity}).")
     return 0
+
+
+def _served(pair: PairVersion) -> dict[str, Any]:
+    return {"served": pair.number, "aligner": pair.aligner.identity}

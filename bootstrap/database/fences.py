@@ -1,4 +1,4 @@
-"""What a lease gives to those who write under it."""
+"""What keeps a writer out that lost its right to write while it was at work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from sqlalchemy import Connection
 
 
 class Fence(Protocol):
-    """Says, inside a transaction, whether its owner may still write."""
+    """Is asked inside the transaction that writes, so that nothing can change between the answer and the commit.
+
+    A process that holds a lease may sleep past its end, wake up and go on as if nothing had happened. What it writes then
+    must not count, since another process has taken over.
+    """
 
     def check(self, connection: Connection) -> None:
-        """Raises `LeaseLostError` where the lease is somebody else's by now; the transaction is rolled back by it."""
+        """Returns where the writer still has its right; whatever it raises undoes the transaction."""

@@ -17,6 +17,9 @@ VERSIONS = Table(
     Column("number", Integer, primary_key=True),
     Column("created", Text, nullable=False),
     Column("manifest", JSON, nullable=False),
+    # name -> its sha256 and size; NULL of versions that were saved before this was noted
+    Column("files", JSON(none_as_null=True)),
+    Column("removed", Text),  # when the weights were removed; the row stays, so that its number is never given again
 )
 PAIRS = Table(
     "pairs",
