@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aligner_chain import decisions
+from aligner_chain import decisions, telemetry
 from aligner_chain.assembly import Asked, Assembly, Job
 from aligner_chain.checkpoint import FILE as ALIGNER_FILE
 from aligner_chain.checkpoint import AlignerMetadata, read_metadata
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from llama_index.core.llms import LLM
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from aligner_chain.serving import Served
 
 _T = TypeVar("_T")
 
@@ -64,6 +66,7 @@ class Aligner:
         self._adapter = adapter
         self._assembly = Assembly(metadata, engine.capabilities, template, tokenizer)
         self.policy = (policy or Policy()).allowing(metadata.may_delete)
+        self.pair: Served | None = None
         self._submit: Callable[[Sequence[Request]], Sequence[Ticket]] = engine.submit
 
     @classmethod
@@ -170,6 +173,12 @@ class Aligner:
         """The same Aligner under another policy. It shares model and engine, and closing one closes both."""
         other = copy(self)
         other.policy = policy.allowing(self.metadata.may_delete)
+        return other
+
+    def promoted_in(self, pair: Served) -> Aligner:
+        """The same Aligner as one of a promoted pair, which its corrections then name. It shares model and engine."""
+        other = copy(self)
+        other.pair = pair
         return other
 
     def __deepcopy__(self, memo: object) -> Aligner:
@@ -339,6 +348,20 @@ class Aligner:
         reader._submit = reading.submit  # noqa: SLF001  (a copy of its own kind)
         return Session(reader, reading, exchange, criteria=criteria, strength=strength)
 
+    def warm_up(self) -> None:
+        """Corrects a made-up answer, which nobody hears of, so that the first real one waits for nothing.
+
+        Raises:
+            CorrectionError: The model cannot be run.
+        """
+        [job], tickets = self._start(
+            [Exchange.of("Is it open?", "It is.")], [Inspection()], self._asked(None, None, None)
+        )
+        for ticket in tickets:
+            ticket.result()
+        if job.settled is not None:
+            job.settled.raise_for_failure()
+
     def close(self) -> None:
         """Finishes what runs and frees the model, or only the adapter, if it has one."""
         if self._adapter is None:
@@ -415,11 +438,20 @@ class Aligner:
         return self._assembly.job(exchange, asked)
 
     def _finished(self, jobs: Sequence[Job], inspections: Sequence[Inspection]) -> list[Correction]:
-        corrections = map(self._assembly.finish, jobs)
+        corrections = [self._paired(self._assembly.finish(job)) for job in jobs]
         return [
             replace(one, scores={**inspection.scores, **one.scores}) if inspection.scores else one
             for one, inspection in zip(corrections, inspections, strict=True)
         ]
+
+    def _paired(self, correction: Correction) -> Correction:
+        """The correction with the promoted pair that it is of; that another upstream wrote the answer is counted."""
+        if self.pair is None:
+            return correction
+        mismatched = self.pair.mismatches(correction.exchange.upstream)
+        if mismatched:
+            telemetry.count(telemetry.MISMATCHED)
+        return replace(correction, pair=self.pair.pair, mismatched=mismatched)
 
     async def _aside(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Off the event loop, where there are inspectors to wait for."""

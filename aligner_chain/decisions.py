@@ -66,6 +66,8 @@ def _decision(correction: Correction, criteria: Collection[str]) -> dict[str, An
         "aligner": correction.aligner,
         "template": correction.template,
         "upstream": exchange.upstream,
+        "pair": correction.pair,
+        "mismatched": correction.mismatched,
         "message_id": exchange.message_id,
         "run_id": exchange.run_id,
         "tenant": exchange.tenant,

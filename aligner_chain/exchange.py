@@ -130,6 +130,8 @@ class Correction:
     as it is, by its verdict or by writing it again), and `thresholds` hold under the same names what they were held against. `criteria` are the ones that the Aligner says were broken. `aligner` names the model as
     `name@version`. `tokens` are those of the answer that the decoder drafted before it knew of a change: none where a verdict
     to keep came first, or an engine drafts nothing. `findings` are what the checks found in the correction that was written.
+    `pair` is the promoted pair that the Aligner was taken from, None where it was named; `mismatched` says that the answer is of
+    another upstream than that pair's.
     """
 
     exchange: Exchange
@@ -144,6 +146,8 @@ class Correction:
     aligner: str = ""
     template: str = ""
     findings: tuple[Finding, ...] = ()
+    pair: str | None = field(default=None, compare=False)
+    mismatched: bool = field(default=False, compare=False)
     usage: Usage = field(default_factory=Usage)
     error: Exception | None = field(default=None, compare=False)
     id: str = field(default_factory=lambda: str(uuid7()))

@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 
@@ -23,6 +24,9 @@ from aligner_chain.errors import AlignerNotConfiguredError, ConfigurationError
 
 SCHEMA = 1
 FILE_NAME = "served.json"
+
+Kind = Literal["upstream", "aligner"]
+"""The two models of a pair."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +44,14 @@ class Served:
     pair: str
     upstream: ServedModel | None
     aligner: ServedModel
+
+    def model(self, kind: Kind) -> ServedModel | None:
+        """The upstream or the Aligner of the pair."""
+        return self.upstream if kind == "upstream" else self.aligner
+
+    def mismatches(self, upstream: str | None) -> bool:
+        """Whether an answer is of another upstream than the one that was promoted with this Aligner, as far as is known."""
+        return upstream is not None and self.upstream is not None and upstream != self.upstream.identity
 
 
 def home() -> Path:
@@ -85,15 +97,41 @@ def resolve_aligner() -> str:
     configured = os.environ.get("ALIGNER_MODEL")
     if configured:
         return configured
-    served = read_served()
-    if served is None:
-        raise AlignerNotConfiguredError(_not_configured(home()))
-    if not served.aligner.path.is_dir():
+    return str(served_model("aligner").path)
+
+
+def served_model(kind: Kind, folder: Path | None = None, served: Served | None = None) -> ServedModel:
+    """The upstream or Aligner that is served, whose folder is there.
+
+    Args:
+        kind: which of them.
+        folder: the registry's folder. Default: `home()`.
+        served: the pair that was read from there. Default: it is read.
+
+    Raises:
+        AlignerNotConfiguredError: no Aligner is served; the message lists the ways to one.
+        ConfigurationError: no upstream is served, the model's folder is gone, or the record is broken.
+    """
+    folder = folder or home()
+    served = served or read_served(folder)
+    model = served.model(kind) if served else None
+    if model is None:
+        raise not_served(kind, folder)
+    if not model.path.is_dir():
         raise ConfigurationError(
-            f"{home() / FILE_NAME} serves {served.aligner.identity}, but its folder {served.aligner.path} is not there.\n"
+            f"{folder / FILE_NAME} serves {model.identity}, but its folder {model.path} is not there.\n"
             "Put the folder back, or serve the pair before it:  aligner-bootstrap rollback"
         )
-    return str(served.aligner.path)
+    return model
+
+
+def not_served(kind: Kind, folder: Path) -> ConfigurationError:
+    """The error for a registry that serves no such model, with the ways to one."""
+    return (
+        AlignerNotConfiguredError(_no_aligner(folder))
+        if kind == "aligner"
+        else ConfigurationError(_no_upstream(folder))
+    )
 
 
 # `read_served` has a parameter named like the function it falls back to.
@@ -132,7 +170,7 @@ def _unreadable(path: Path, error: Exception) -> ConfigurationError:
     )
 
 
-def _not_configured(folder: Path) -> str:
+def _no_aligner(folder: Path) -> str:
     return (
         f"No Aligner was given, ALIGNER_MODEL is not set and {folder} serves none. Ways to one:\n"
         "- correct with a chat model at hand, no training: give  Aligner.from_chat_model(chat_model)  as the Aligner\n"
@@ -140,5 +178,16 @@ def _not_configured(folder: Path) -> str:
         "- have a strong chat model make a first training set:  aligner-bootstrap annotate --help\n"
         "- train one on your own corrections:  aligner-bootstrap train-aligner --help\n"
         "- see a trained pair at work first:  aligner-bootstrap demo --out demo-out  "
+        "and then  export ALIGNER_HOME=$PWD/demo-out/home"
+    )
+
+
+def _no_upstream(folder: Path) -> str:
+    return (
+        f"{folder} serves no upstream. Ways out:\n"
+        '- name the model to run:  LocalChatModel("path-or-hub-id")\n'
+        "- see what the registry holds:  aligner-bootstrap registry list\n"
+        "- name another registry:  export ALIGNER_HOME=folder\n"
+        "- make one with a trained pair:  aligner-bootstrap demo --out demo-out  "
         "and then  export ALIGNER_HOME=$PWD/demo-out/home"
     )

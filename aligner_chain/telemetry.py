@@ -2,10 +2,14 @@
 
 They appear where `opentelemetry-api` is installed (the extra `otel`) and the application has set up a tracer provider;
 else nothing happens. Spans hold names, numbers and outcomes, and never a text.
+
+What is rare is counted beside them (`count`), for this process and as an OpenTelemetry metric of the same name.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +17,25 @@ from typing import Any
 
 from aligner_chain.exchange import Correction, Exchange
 
+MISMATCHED = "aligner.pair.mismatched"
+"""Counts the corrections of answers by another upstream than the one that was promoted with their Aligner."""
+
 _OPERATION = "text_completion"
+_counts: Counter[str] = Counter()
+_counting = threading.Lock()
+
+
+def count(name: str) -> None:
+    """Adds one to a counter."""
+    with _counting:
+        _counts[name] += 1
+    if (counter := _counter(name)) is not None:
+        counter.add(1)
+
+
+def counted(name: str) -> int:
+    """What a counter of this process has come to."""
+    return _counts[name]
 
 
 class Spans:
@@ -68,6 +90,15 @@ def _api() -> Any:
     return trace
 
 
+@cache
+def _counter(name: str) -> Any:
+    try:
+        from opentelemetry import metrics
+    except ImportError:
+        return None
+    return metrics.get_meter("aligner_chain").create_counter(name)
+
+
 def _started(tracer: Any, model: str, exchange: Exchange) -> Any:
     attributes = {
         "gen_ai.operation.name": _OPERATION,
@@ -89,6 +120,8 @@ def _result(correction: Correction) -> Mapping[str, Any]:
             "gen_ai.usage.output_tokens": usage.new_tokens,
             "aligner.outcome": correction.outcome,
             "aligner.edits": len(correction.edits),
+            "aligner.pair": correction.pair,
+            "aligner.pair.mismatched": correction.mismatched if correction.pair is not None else None,
             "aligner.forwards": usage.forwards,
             "aligner.score.keep": correction.scores.get("keep"),
             "aligner.score.leave": correction.scores.get("leave"),

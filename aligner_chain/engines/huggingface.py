@@ -7,11 +7,13 @@ it decodes. It ends when nothing has come for a while, so that an engine nobody 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from aligner_chain.engines.adapters import Adapters
 from aligner_chain.engines.base import Capabilities, Request, Ticket
@@ -153,6 +155,13 @@ class HuggingFaceEngine:
         with self._changed:
             self._adapters.leave(adapter)
         self._own(lambda: self._remove(adapter), ready=lambda: not self._in_use(adapter))
+
+    def warm_up(self) -> None:
+        """Decodes a token that nobody hears of, so that the first request waits for nothing that is made at first use.
+
+        Raises `EngineError` where the model cannot be run.
+        """
+        self.submit([Request(key="warm-up", prompt=(0,), max_new=1)])[0].result()
 
     def close(self) -> None:
         """Finishes what was submitted, refuses new requests and frees the model."""
@@ -336,22 +345,58 @@ class _Chore:
             self.done.set_result(None)
 
 
-_shared: dict[tuple[str, str | None, str, str], HuggingFaceEngine] = {}
+_Key = tuple[str, str | None, str, str]
+_loaded: WeakValueDictionary[_Key, HuggingFaceEngine] = WeakValueDictionary()
+_staying: dict[_Key, HuggingFaceEngine] = {}
 _shared_lock = threading.Lock()
 
 
 def shared_engine(
-    path: str | Path, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+    path: str | Path, *, revision: str | None = None, device: str = "auto", dtype: str = "auto", stays: bool = True
 ) -> HuggingFaceEngine:
-    """The engine of this process for a model, loaded at the first call; objects rebuilt by a framework share it."""
+    """The engine of this process for a model, loaded at the first call; objects rebuilt by a framework share it.
+
+    Args:
+        path: a folder or hub id.
+        revision: of a hub id.
+        device: as for `HuggingFaceEngine.from_pretrained`.
+        dtype: as there.
+        stays: keep it loaded. Else it is the caller's to hold, and to `let_go`.
+    """
     folder = Path(path).expanduser()
     key = (str(folder.resolve()) if folder.is_dir() else str(path), revision, device, dtype)
+    if (engine := _staying.get(key)) is not None and not engine.closed:
+        return engine  # without the lock, which somebody who loads another model may hold for long
     with _shared_lock:
-        engine = _shared.get(key)
+        engine = _loaded.get(key)
         if engine is None or engine.closed:
             engine = HuggingFaceEngine.from_pretrained(path, revision=revision, device=device, dtype=dtype)
-            _shared[key] = engine
+        _loaded[key] = engine
+        if stays:
+            _staying[key] = engine
         return engine
+
+
+def let_go(engine: HuggingFaceEngine) -> None:
+    """Closes a shared engine, unless it stays for somebody else."""
+    with _shared_lock:
+        if any(engine is one for one in _staying.values()):
+            return
+        for key in [key for key, one in _loaded.items() if one is engine]:
+            del _loaded[key]
+    engine.close()
+
+
+def _after_fork() -> None:
+    """A forked child has none of the threads that run the models, and loads its own."""
+    global _shared_lock  # noqa: PLW0603  A lock that was taken at the fork stays so.
+    _shared_lock = threading.Lock()
+    _loaded.clear()
+    _staying.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _engine_error(cause: Exception) -> EngineError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import run_in_executor
 
 from aligner_chain import decisions
 from aligner_chain.aligner import Aligner
@@ -22,7 +21,7 @@ from aligner_chain.langchain.recorder import recorder
 from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
 from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
 from aligner_chain.session import Session
-from aligner_chain.shared import configured, loaded_aligner, shared_aligner
+from aligner_chain.shared import ahold, configured, hold, hold_if_loaded
 from aligner_chain.streaming import closing_once
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ class Correcting:
     def __init__(self, settings: AlignerCorrector) -> None:
         self._settings = settings
         self._session: Session | None = None
+        self._reading = ExitStack()  # what holds the session's Aligner
 
     def job(
         self,
@@ -66,7 +66,8 @@ class Correcting:
         """Has the jobs corrected that wait for it, in one call, and tells of every correction."""
         waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
         if waiting:
-            corrections = correct_traced(self._aligner(), exchanges, parents, self._settings.timeout)
+            with self._using() as aligner:
+                corrections = correct_traced(aligner, exchanges, parents, self._settings.timeout)
             _settle(waiting, corrections)
         self._tell(jobs)
 
@@ -74,8 +75,8 @@ class Correcting:
         """The same for asyncio."""
         waiting, exchanges, parents = waiting_for_aligner(jobs, runs)
         if waiting:
-            aligner = await self._aaligner()
-            corrections = await acorrect_traced(aligner, exchanges, parents, self._settings.timeout)
+            async with self._ausing() as aligner:
+                corrections = await acorrect_traced(aligner, exchanges, parents, self._settings.timeout)
             _settle(waiting, corrections)
         await self._atell(jobs)
 
@@ -100,7 +101,10 @@ class Correcting:
                 yield marked_last(raise_or_return(self.result(job)))
             return
         out = StreamedAnswer(job.answer.given)
-        with closing(stream_traced(self._aligner(), job.exchange, runs, self._settings.timeout)) as pieces:
+        with (
+            self._using() as aligner,
+            closing(stream_traced(aligner, job.exchange, runs, self._settings.timeout)) as pieces,
+        ):
             for piece in pieces:
                 if isinstance(piece, str):
                     yield out.piece(piece)
@@ -118,8 +122,11 @@ class Correcting:
             if not silent:
                 yield marked_last(raise_or_return(self.result(job)))
             return
-        out, aligner = StreamedAnswer(job.answer.given), await self._aaligner()
-        async with closing_once(astream_traced(aligner, job.exchange, runs, self._settings.timeout)) as pieces:
+        out = StreamedAnswer(job.answer.given)
+        async with (
+            self._ausing() as aligner,
+            closing_once(astream_traced(aligner, job.exchange, runs, self._settings.timeout)) as pieces,
+        ):
             async for piece in pieces:
                 if isinstance(piece, str):
                     yield out.piece(piece)
@@ -156,33 +163,45 @@ class Correcting:
                     recorder().rewritten(job.correction.exchange.run_id, job.correction.text)
 
     def _held(self, source: Source, asked: Sequence[BaseMessage] = ()) -> HeldStream:
-        return HeldStream(partial(self._begin, source, asked), released=not enabled(source))
+        begin = partial(self._begin, source, asked)
+        return HeldStream(begin, released=not enabled(source), ended=self._reading_ended)
 
     def _begin(self, source: Source, asked: Sequence[BaseMessage], piece: AIMessageChunk | str) -> Session | None:
         """Has the Aligner read along from a stream's first piece on, if it can, is loaded, and knows the question by then."""
-        named = self._settings.aligner
-        aligner = named if isinstance(named, Aligner) else loaded_aligner(named)
-        if aligner is None or not aligner.engine.capabilities.overlap:
-            return None
-        ids = [piece.id] if isinstance(piece, AIMessageChunk) and piece.id else []
-        turns = asked_so_far([*asked, piece] if asked else piece, replace(source, chunk_ids=ids))
-        if turns:
-            self._session = self._configured(aligner).begin(turns)
+        with ExitStack() as held:
+            aligner = held.enter_context(hold_if_loaded(self._settings.aligner))
+            if aligner is None or not aligner.engine.capabilities.overlap:
+                return None
+            ids = [piece.id] if isinstance(piece, AIMessageChunk) and piece.id else []
+            turns = asked_so_far([*asked, piece] if asked else piece, replace(source, chunk_ids=ids))
+            if turns:
+                self._session = self._configured(aligner).begin(turns)
+                self._reading = held.pop_all()
         return self._session
 
-    def _aligner(self) -> Aligner:
+    def _reading_ended(self) -> None:
+        self._reading.close()
+
+    @contextmanager
+    def _using(self) -> Iterator[Aligner]:
+        """The Aligner, which stays the same version until the block is left; in a session it is the session's."""
         if self._session is not None:
-            return self._session.aligner
-        named = self._settings.aligner
-        return self._configured(named if isinstance(named, Aligner) else shared_aligner(named))
+            yield self._session.aligner
+            return
+        with hold(self._settings.aligner) as aligner:
+            yield self._configured(aligner)
+
+    @asynccontextmanager
+    async def _ausing(self) -> AsyncIterator[Aligner]:
+        """The same without blocking the event loop while it is loaded."""
+        if self._session is not None:
+            yield self._session.aligner
+            return
+        async with ahold(self._settings.aligner) as aligner:
+            yield self._configured(aligner)
 
     def _configured(self, aligner: Aligner) -> Aligner:
         return configured(aligner, self._settings.policy, self._settings.criteria, self._settings.strength)
-
-    async def _aaligner(self) -> Aligner:
-        at_hand = self._session is not None or isinstance(self._settings.aligner, Aligner)
-        # Else it may have to be loaded, which takes a while.
-        return self._aligner() if at_hand else await run_in_executor(None, self._aligner)
 
     def _source(self, configurable: Mapping[str, Any], **known: Any) -> Source:
         return Source(

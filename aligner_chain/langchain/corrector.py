@@ -13,13 +13,12 @@ from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import ConfigDict, Field, InstanceOf, field_validator
 
 from aligner_chain.aligner import Aligner
-from aligner_chain.errors import ConfigurationError
 from aligner_chain.hook import CorrectionHook
 from aligner_chain.langchain.correcting import Correcting, raise_or_return
 from aligner_chain.langchain.jobs import CONFIGURABLE, Structured
 from aligner_chain.langchain.recorder import recorder
 from aligner_chain.policy import Policy
-from aligner_chain.serving import resolve_aligner
+from aligner_chain.shared import aligner_now
 from aligner_chain.streaming import closing_once
 
 
@@ -78,7 +77,7 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
 
     Args:
         aligner: an `Aligner`, or a folder or hub id, loaded at first use and once in a process. Default: the one that
-            `ALIGNER_MODEL` names, else the one that `$ALIGNER_HOME` serves at the time of each call.
+            `ALIGNER_MODEL` names, else the one that `$ALIGNER_HOME` serves, which may follow a promotion between two calls.
         policy: what of its corrections is served, and which answers it sees at all. Default: the Aligner's own, by which
             a correction must not damage code, links, quotes, citations or JSON (`aligner_chain.checks`).
         criteria: what to judge by, in the Aligner's own words. Default: what it was trained for.
@@ -160,7 +159,7 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
     @property
     def identifying_params(self) -> dict[str, Any]:
         """What a correction depends on, as the key of a cache; the served Aligner by its folder of this moment."""
-        named = self.aligner.identity if isinstance(self.aligner, Aligner) else str(self.aligner or _served())
+        named = self.aligner.identity if isinstance(self.aligner, Aligner) else str(self.aligner or aligner_now())
         kept = {"structured": self.structured, "keep_original": self.keep_original}
         rules = {"policy": repr(self.policy), "criteria": self.criteria, "strength": self.strength}
         return {"aligner": named, "question": self.question, **kept, **rules}
@@ -286,11 +285,3 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
 
 async def _one_piece(value: Any) -> AsyncIterator[Any]:
     yield value
-
-
-def _served() -> str | None:
-    """The folder or hub id of the served Aligner; where there is none, using it says so better than describing it."""
-    try:
-        return resolve_aligner()
-    except ConfigurationError:
-        return None

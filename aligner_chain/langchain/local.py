@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
@@ -20,12 +20,13 @@ from pydantic import ConfigDict, Field
 from aligner_chain.engines.base import Generation, Sampling, Ticket
 from aligner_chain.errors import CapabilityError, ConfigurationError, ContextOverflowError
 from aligner_chain.langchain.messages import turns_of
-from aligner_chain.serving import FILE_NAME, ServedModel, home, read_served
+from aligner_chain.shared import ahold_upstream, hold_upstream, served_now
 
 if TYPE_CHECKING:
     from aligner_chain.engines.huggingface import HuggingFaceEngine
 
 _PER_CALL = ("temperature", "seed", "max_new_tokens")
+_Held: TypeAlias = "tuple[HuggingFaceEngine, str]"
 _THOUGHTS = ("reasoning", "thinking", "redacted_thinking")
 
 
@@ -80,7 +81,9 @@ class LocalChatModel(BaseChatModel):
 
     @classmethod
     def served(cls, **kwargs: Any) -> LocalChatModel:
-        """A chat model over the upstream that `$ALIGNER_HOME` serves, from call to call the one of that time.
+        """A chat model over the upstream that `$ALIGNER_HOME` serves; between two calls it may follow a promotion.
+
+        A call keeps the upstream that it began with. After a promotion the one before answers until the new one is loaded.
 
         Args:
             kwargs: settings, as for the class.
@@ -116,8 +119,10 @@ class LocalChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._submit(messages, stop, kwargs)
-        return _result(call, call.ticket.result(), stop or ())
+        _check(messages, kwargs)
+        with self._held() as held:
+            call = self._submit(held, messages, stop, kwargs)
+            return _result(call, call.ticket.result(), stop or ())
 
     async def _agenerate(
         self,
@@ -126,20 +131,44 @@ class LocalChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = await run_in_executor(None, self._submit, messages, stop, kwargs)  # It may have to load the weights.
-        try:
-            return _result(call, await asyncio.wrap_future(call.ticket.future), stop or ())
-        except asyncio.CancelledError:
-            call.ticket.cancel()
-            raise
+        _check(messages, kwargs)
+        async with self._aheld() as held:
+            call = await run_in_executor(None, self._submit, held, messages, stop, kwargs)  # A long text takes a while.
+            try:
+                return _result(call, await asyncio.wrap_future(call.ticket.future), stop or ())
+            except asyncio.CancelledError:
+                call.ticket.cancel()
+                raise
 
-    def _submit(self, messages: Sequence[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]) -> _Call:
+    @contextmanager
+    def _held(self) -> Iterator[_Held]:
+        """The engine and identity for one call; a served one stays the same, and open, until the block is left."""
+        if self.model is not None:
+            yield self._named(), self._target()[1]
+            return
+        with hold_upstream(self.device, self.dtype) as (engine, identity):
+            yield engine, self.identity or identity
+
+    @asynccontextmanager
+    async def _aheld(self) -> AsyncIterator[_Held]:
+        """The same without blocking the event loop while the weights are loaded."""
+        if self.model is not None:
+            yield await run_in_executor(None, self._named), self._target()[1]
+            return
+        async with ahold_upstream(self.device, self.dtype) as (engine, identity):
+            yield engine, self.identity or identity
+
+    def _named(self) -> HuggingFaceEngine:
         from aligner_chain.engines.huggingface import shared_engine
+
+        return shared_engine(self._target()[0], revision=self.revision, device=self.device, dtype=self.dtype)
+
+    def _submit(
+        self, held: _Held, messages: Sequence[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]
+    ) -> _Call:
         from aligner_chain.templates import chat_request
 
-        _check(messages, settings)
-        path, identity = self._target()
-        engine = shared_engine(path, revision=self.revision, device=self.device, dtype=self.dtype)
+        engine, identity = held
         chosen = {name: settings.get(name, getattr(self, name)) for name in _PER_CALL}
         sampling = Sampling(temperature=chosen["temperature"], seed=chosen["seed"])
         request = chat_request(
@@ -156,7 +185,7 @@ class LocalChatModel(BaseChatModel):
         """The folder or hub id to run, and its identity."""
         if self.model is not None:
             return self.model, self.identity or _identity(self.model, self.revision)
-        upstream = _served_upstream()
+        upstream = served_now("upstream")
         return str(upstream.path), self.identity or upstream.identity
 
 
@@ -166,40 +195,6 @@ def _identity(model: str, revision: str | None) -> str:
         return f"{model}@{revision or 'main'}"
     # A registry keeps version 3 of the kind "upstream" in upstream/3.
     return f"{folder.parent.name}@{folder.name}" if folder.name.isdigit() else f"{folder.name}@local"
-
-
-def _served_upstream() -> ServedModel:
-    folder = home()
-    try:
-        found = (folder / FILE_NAME).stat()
-    except FileNotFoundError:
-        raise _nothing_served(folder) from None
-    return _upstream_in(folder, (found.st_ino, found.st_mtime_ns))
-
-
-@lru_cache(maxsize=4)
-def _upstream_in(folder: Path, stamp: tuple[int, int]) -> ServedModel:
-    """The upstream served by a registry whose record has this inode and time: it is read anew once it has changed."""
-    served = read_served(folder)
-    if served is None or served.upstream is None:
-        raise _nothing_served(folder)
-    if not served.upstream.path.is_dir():
-        raise ConfigurationError(
-            f"{folder / FILE_NAME} serves {served.upstream.identity}, but its folder {served.upstream.path} is not "
-            "there.\nPut the folder back, or serve the pair before it:  aligner-bootstrap rollback"
-        )
-    return served.upstream
-
-
-def _nothing_served(folder: Path) -> ConfigurationError:
-    return ConfigurationError(
-        f"{folder} serves no upstream. Ways out:\n"
-        '- name the model to run:  LocalChatModel("path-or-hub-id")\n'
-        "- see what the registry holds:  aligner-bootstrap registry list\n"
-        "- name another registry:  export ALIGNER_HOME=folder\n"
-        "- make one with a trained pair:  aligner-bootstrap demo --out demo-out  "
-        "and then  export ALIGNER_HOME=$PWD/demo-out/home"
-    )
 
 
 def _check(messages: Sequence[BaseMessage], settings: Mapping[str, Any]) -> None:

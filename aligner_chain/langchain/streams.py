@@ -16,12 +16,18 @@ class HeldStream:
     """The pieces of a streamed input, held back until it is whole, or until it turns out to call a tool.
 
     The Aligner reads along with it: `begin` is called at the first text, with that piece. What was not finished when the
-    block is left is cancelled.
+    block is left is cancelled, and `ended` is called.
     """
 
-    def __init__(self, begin: Callable[[AIMessageChunk | str], Session | None], *, released: bool = False) -> None:
+    def __init__(
+        self,
+        begin: Callable[[AIMessageChunk | str], Session | None],
+        *,
+        released: bool = False,
+        ended: Callable[[], None],
+    ) -> None:
         self.pieces: list[Any] = []
-        self.released = released
+        self.released, self._ended = released, ended
         self._session: Session | None = None
         self._begin: Callable[[AIMessageChunk | str], Session | None] | None = begin
 
@@ -30,6 +36,7 @@ class HeldStream:
 
     def __exit__(self, *_: object) -> None:
         self._cancel()
+        self._ended()
 
     def add(self, piece: Any) -> list[Any]:
         """Takes a piece in and returns what may be handed on by now."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from aligner_chain.llama_index.asked import Asked, question_not_found
 from aligner_chain.llama_index.events import AlignEndEvent, AlignStartEvent
 from aligner_chain.llama_index.responses import other_marks, other_shape
 from aligner_chain.session import Session
-from aligner_chain.shared import configured, loaded_aligner, shared_aligner
+from aligner_chain.shared import ahold, configured, hold, hold_if_loaded
 from aligner_chain.streaming import closing_once
 from aligner_chain.structured import is_structured
 
@@ -47,14 +46,13 @@ class Correcting:
 
         What was not corrected when the block is left is cancelled.
         """
-        named = self._settings.aligner
-        aligner = named if isinstance(named, Aligner) else loaded_aligner(named)
         wanted = self._asked.tags.enabled and self._asked.turns
-        if aligner is None or not wanted or not aligner.engine.capabilities.overlap:
-            yield _not_read
-            return
-        with self._configured(aligner).begin(self._asked.turns, self._asked.passages) as self._session:
-            yield self._session.feed
+        with hold_if_loaded(self._settings.aligner) as aligner:
+            if aligner is None or not wanted or not aligner.engine.capabilities.overlap:
+                yield _not_read
+                return
+            with self._configured(aligner).begin(self._asked.turns, self._asked.passages) as self._session:
+                yield self._session.feed
 
     def correct(self, answer: str, *, skip: str = "", checks: Sequence[Check] = ()) -> Correction:
         """The correction of an answer; `skip` says why it is not for the Aligner."""
@@ -62,7 +60,8 @@ class Correcting:
         correction = self._skipped(exchange, skip)
         if correction is None:
             began = _begin(exchange)
-            [given] = self._aligner().correct([exchange], timeout=self._settings.timeout)
+            with self._using() as aligner:
+                [given] = aligner.correct([exchange], timeout=self._settings.timeout)
             correction = _end(self._checked(given, checks), began)
         return self._tell(correction)
 
@@ -72,8 +71,8 @@ class Correcting:
         correction = self._skipped(exchange, skip)
         if correction is None:
             began = _begin(exchange)
-            aligner = await self._aaligner()
-            [given] = await aligner.acorrect([exchange], timeout=self._settings.timeout)
+            async with self._ausing() as aligner:
+                [given] = await aligner.acorrect([exchange], timeout=self._settings.timeout)
             correction = _end(self._checked(given, checks), began)
         return await self._atell(correction)
 
@@ -88,7 +87,10 @@ class Correcting:
         exchange = self._asked.exchange(answer)
         self._skipped(exchange, "")
         began, started = _begin(exchange), False
-        with closing(self._aligner().stream(exchange, timeout=self._settings.timeout, unchecked=True)) as pieces:
+        with (
+            self._using() as aligner,
+            closing(aligner.stream(exchange, timeout=self._settings.timeout, unchecked=True)) as pieces,
+        ):
             for piece in pieces:
                 if isinstance(piece, Correction):
                     correction = self._tell(_end(self._noted(piece), began), broken_off=started)
@@ -101,8 +103,11 @@ class Correcting:
         """The same for asyncio."""
         exchange = self._asked.exchange(answer)
         self._skipped(exchange, "")
-        began, started, aligner = _begin(exchange), False, await self._aaligner()
-        async with closing_once(aligner.astream(exchange, timeout=self._settings.timeout, unchecked=True)) as pieces:
+        began, started = _begin(exchange), False
+        async with (
+            self._ausing() as aligner,
+            closing_once(aligner.astream(exchange, timeout=self._settings.timeout, unchecked=True)) as pieces,
+        ):
             async for piece in pieces:
                 if isinstance(piece, Correction):
                     correction = await self._atell(_end(self._noted(piece), began), broken_off=started)
@@ -177,19 +182,26 @@ class Correcting:
             raise correction.error
         return correction
 
-    def _aligner(self) -> Aligner:
+    @contextmanager
+    def _using(self) -> Iterator[Aligner]:
+        """The Aligner, which stays the same version until the block is left; in a session it is the session's."""
         if self._session is not None:
-            return self._session.aligner
-        named = self._settings.aligner
-        return self._configured(named if isinstance(named, Aligner) else shared_aligner(named))
+            yield self._session.aligner
+            return
+        with hold(self._settings.aligner) as aligner:
+            yield self._configured(aligner)
+
+    @asynccontextmanager
+    async def _ausing(self) -> AsyncIterator[Aligner]:
+        """The same without blocking the event loop while it is loaded."""
+        if self._session is not None:
+            yield self._session.aligner
+            return
+        async with ahold(self._settings.aligner) as aligner:
+            yield self._configured(aligner)
 
     def _configured(self, aligner: Aligner) -> Aligner:
         return configured(aligner, self._settings.policy, self._settings.criteria, self._settings.strength)
-
-    async def _aaligner(self) -> Aligner:
-        at_hand = self._session is not None or isinstance(self._settings.aligner, Aligner)
-        # Else it may have to be loaded, which takes a while.
-        return self._aligner() if at_hand else await asyncio.to_thread(self._aligner)
 
 
 def _not_read(piece: str) -> None:

@@ -54,7 +54,7 @@ class AlignerResponsePostprocessor(BaseComponent):
 
     Args:
         aligner: an `Aligner`, or a folder or hub id, loaded at first use and once in a process. Default: the one that
-            `ALIGNER_MODEL` names, else the one that `$ALIGNER_HOME` serves at the time of each call.
+            `ALIGNER_MODEL` names, else the one that `$ALIGNER_HOME` serves, which may follow a promotion between two calls.
         policy: what of its corrections is served, and which answers it sees at all. Default: the Aligner's own, by which
             a correction must not damage code, links, quotes, citations or JSON (`aligner_chain.checks`).
         criteria: what to judge by, in the Aligner's own words. Default: what it was trained for.

@@ -91,6 +91,8 @@ def test_the_line_says_all_but_the_texts(caplog: pytest.LogCaptureFixture) -> No
         "aligner": "tiny@7",
         "template": "aligner-chain/1",
         "upstream": "desk@3",
+        "pair": None,
+        "mismatched": False,
         "message_id": "m1",
         "run_id": "r1",
         "tenant": "t1",

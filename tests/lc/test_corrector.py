@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from aligner_chain import Aligner, AlignerNotConfiguredError, CheckpointError, C
 from aligner_chain.errors import CorrectionTimeoutError, EngineError
 from aligner_chain.exchange import Turn
 from aligner_chain.langchain import AlignerCorrector
-from aligner_chain.shared import shared_aligner
+from aligner_chain.shared import catch_up, following, hold, shared_aligner
 
 QUESTION = {"configurable": {"aligner_question": "q"}}
 
@@ -330,7 +331,13 @@ async def test_a_folder_is_loaded_once(
     monkeypatch.setenv("ALIGNER_HOME", "/nowhere")
     AlignerCorrector(**settings).batch(["a"])
     assert [correction.aligner for correction in told] == ["tiny@1"] * 3
-    assert shared_aligner(tiny_aligner) is shared_aligner(home / "aligner" / "1") is shared_aligner()
+    assert shared_aligner(tiny_aligner) is shared_aligner(home / "aligner" / "1")
+    with hold(None) as named:
+        assert named is shared_aligner(tiny_aligner)
+    monkeypatch.delenv("ALIGNER_MODEL")
+    monkeypatch.setenv("ALIGNER_HOME", str(home))
+    with hold(None) as served:
+        assert served.engine is named.engine
 
 
 def test_the_served_aligner_is_let_go_after_a_promotion(tiny_aligner: Path, serve: Any, tmp_path: Path) -> None:
@@ -339,11 +346,16 @@ def test_the_served_aligner_is_let_go_after_a_promotion(tiny_aligner: Path, serv
     shutil.copytree(tiny_aligner, home / "aligner" / "1")
     corrector = AlignerCorrector(question="q", on_error="pass_through")
     corrector.invoke("a")
-    first = weakref.ref(shared_aligner())
+    with hold(None) as aligner:
+        first = weakref.ref(aligner.engine)
+    del aligner
     shutil.copytree(tiny_aligner, home / "aligner" / "2")
     record = (home / "served.json").read_text().replace("aligner/1", "aligner/2")
     (home / "served.json").write_text(record)
+    assert catch_up(60)
     corrector.invoke("a")
+    while following().draining:
+        time.sleep(0.01)
     gc.collect()
     assert first() is None
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from aligner_chain import CapabilityError, CheckpointError, ConfigurationError, ContextOverflowError, Exchange
 from aligner_chain.engines.huggingface import shared_engine
 from aligner_chain.langchain import AlignerCorrector, LocalChatModel
+from aligner_chain.shared import catch_up
 
 Serve = Callable[[str, Path | None], Path]
 WINDOW = 256
@@ -257,6 +258,7 @@ def test_served_follows_promotions(
     llm = LocalChatModel.served(max_new_tokens=12)
     for identity, folder in (("upstream@1", upstream), ("upstream@2", second), ("upstream@1", upstream)):
         serve(identity, folder)
+        assert catch_up(60)
         answer = llm.invoke("hello")
         assert answer.response_metadata["upstream"] == identity
         assert answer.text == LocalChatModel(folder, max_new_tokens=12).invoke("hello").text
@@ -267,6 +269,7 @@ def test_a_cache_does_not_outlive_a_promotion(upstream: Path, serve: Serve) -> N
     llm = LocalChatModel.served(max_new_tokens=2, cache=InMemoryCache())
     llm.invoke("hello")
     serve("upstream@2", upstream)
+    assert catch_up(60)
     assert llm.invoke("hello").response_metadata["upstream"] == "upstream@2"
 
 

@@ -213,8 +213,9 @@ def test_an_aligner_is_not_loaded_for_it(
 ) -> None:
     monkeypatch.setenv("ALIGNER_HOME", str(tmp_path))
     monkeypatch.delenv("ALIGNER_MODEL", raising=False)
-    assert shared.loaded_aligner() is None
-    assert shared.loaded_aligner("somewhere") is None
+    for source in (None, "somewhere"):
+        with shared.hold_if_loaded(source) as found:
+            assert found is None
     aligner = make().aligner
     monkeypatch.setattr(shared, "_NAMED", {})
     monkeypatch.setattr(shared.Aligner, "from_pretrained", lambda key: aligner)
@@ -222,4 +223,5 @@ def test_an_aligner_is_not_loaded_for_it(
     for opened in range(3):
         assert [piece.text for piece in chain.stream("q")] == [GOOD]
         assert len(aligner.engine.opened) == opened
-    assert shared.loaded_aligner("somewhere") is aligner
+    with shared.hold_if_loaded("somewhere") as found:
+        assert found is aligner
