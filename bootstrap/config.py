@@ -51,9 +51,10 @@ epochs = 3
 learning_rate = 2e-5
 """
 
-_PATHS = ("store", "base_upstream", "base_aligner", "home")
+_PATHS = ("base_upstream", "base_aligner", "home")
+_DATABASES = ("store", "registry")
 _NAMES = ("judge", "verifier", "annotator")
-_NUMBERS = ("least_pairs", "annotations", "regenerate", "margin", "pair_margin", "seed")
+_NUMBERS = ("least_pairs", "annotations", "regenerate", "margin", "pair_margin", "examples", "tries", "seed")
 _TABLES = ("gold", "answering", "dpo", "aligner")
 
 
@@ -64,8 +65,8 @@ def read_config(path: Path) -> RoundConfig:
         ConfigurationError: the file cannot be read, lacks a key or has one that is not known.
     """
     values = _read(path)
-    _refuse_unknown(values, {*_PATHS, *_NAMES, *_NUMBERS, *_TABLES}, str(path))
-    missing = [name for name in (*_PATHS[:3], *_NAMES[:2]) if name not in values]
+    _refuse_unknown(values, {*_PATHS, *_DATABASES, *_NAMES, *_NUMBERS, *_TABLES}, str(path))
+    missing = [name for name in ("store", *_PATHS[:2], *_NAMES[:2]) if name not in values]
     if missing:
         message = f"{path} lacks {', '.join(missing)}. A whole file looks like this:\n\n{EXAMPLE}"
         raise ConfigurationError(message)
@@ -73,6 +74,8 @@ def read_config(path: Path) -> RoundConfig:
     folder = path.absolute().parent
     return RoundConfig(
         **{name: folder / values[name] for name in _PATHS if name in values},
+        store=_url_or_path(folder, values["store"]),
+        registry=_url_or_path(folder, values["registry"]) if "registry" in values else None,
         **{name: values[name] for name in _NUMBERS if name in values},
         yardstick=Yardstick(judge=loaded["judge"]),
         verifier=loaded["verifier"],
@@ -82,6 +85,10 @@ def read_config(path: Path) -> RoundConfig:
         dpo=_settings(DPOSettings, values.get("dpo", {}), "[dpo]"),
         aligner=_aligner(values.get("aligner", {})),
     )
+
+
+def _url_or_path(folder: Path, value: str) -> str:
+    return value if "://" in value else str(folder / value)
 
 
 def _read(path: Path) -> dict[str, Any]:

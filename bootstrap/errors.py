@@ -14,7 +14,9 @@
         └── RoundError                      a round cannot be begun, resumed or changed as asked
             ├── RoundBusyError                  another round is not ended, or another process works at it
             ├── RoundChangedError               what a round was begun with is not what is there now
+            ├── RoundStoppedError               a round was asked to stop, and can be resumed
             └── StageError                      a stage of a round failed; its error is the cause
+                └── TriesSpentError                 a stage was begun as often as it may be
 
 Whatever is raised, the served pair is as it was before.
 """
@@ -95,5 +97,13 @@ class RoundChangedError(RoundError):
     """What a round was begun with, or what its stages left, is not what is there now."""
 
 
+class RoundStoppedError(RoundError):
+    """A round was asked to stop and did after a stage; it can be resumed."""
+
+
 class StageError(RoundError):
     """A stage of a round failed; the error that stopped it is the cause, and nothing was promoted."""
+
+
+class TriesSpentError(StageError):
+    """A stage was begun as often as it may be; somebody has to look why."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bootstrap.commands.base import add_command, say, say_to_stderr
 
 if TYPE_CHECKING:
+    from bootstrap.registry import Registry
     from bootstrap.rounds import Round, RoundResult, Rounds
 
 PROMOTED, REFUSED = 0, 3
@@ -57,15 +58,15 @@ def _add_looking(commands: Any) -> None:
     abort.add_argument("--reason", default="given up by a person", help="what the ledger says of it")
     for parser in (status, list_, abort):
         parser.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
+        parser.add_argument("--database", metavar="URL", help="its database (default: HOME/registry.db, see the docs)")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from bootstrap.registry import Registry
     from bootstrap.rounds import register_start
 
     rounds = _rounds(arguments)
-    if arguments.start and Registry(rounds.config.home).served() is None:
+    if arguments.start and rounds.open_registry().served() is None:
         register_start(rounds.config, say=rounds.say)
     return _show_result(arguments, rounds.run())
 
@@ -122,19 +123,23 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _abort(arguments: argparse.Namespace) -> int:
-    from bootstrap.registry import Registry
     from bootstrap.rounds.running import abort
 
-    ended = abort(Registry(arguments.home), arguments.round, arguments.reason)
+    ended = abort(_registry(arguments), arguments.round, arguments.reason)
     print(json.dumps(_as_json(ended), indent=2) if arguments.json else _line(ended))
     return 0
 
 
 def _ledger(arguments: argparse.Namespace) -> Any:
-    from bootstrap.registry import Registry
     from bootstrap.rounds.ledger import Ledger
 
-    return Ledger(Registry(arguments.home).database)
+    return Ledger(_registry(arguments).database)
+
+
+def _registry(arguments: argparse.Namespace) -> Registry:
+    from bootstrap.registry import Registry
+
+    return Registry(arguments.home, arguments.database)
 
 
 def _as_json(one: Round) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import re
@@ -21,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 from bootstrap.commands.base import add_command, say, say_to_stderr
 
 if TYPE_CHECKING:
-    from bootstrap.database import Database
-    from bootstrap.database.fences import Fence
     from bootstrap.scheduler import RoundOutcome, Rounds, Schedule, Scheduler
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -54,7 +51,7 @@ def add(commands: Any) -> None:
     schedule.add_argument("--json", action="store_true", help="print what --next or --once found as one JSON object")
 
 
-def make_rounds(path: Path, database: Database) -> Rounds:
+def make_rounds(path: Path) -> Rounds:
     """What carries out the rounds that a configuration file describes.
 
     Raises:
@@ -62,17 +59,10 @@ def make_rounds(path: Path, database: Database) -> Rounds:
         RegistryError: no pair is served yet, so every round would fail.
     """
     from bootstrap.config import read_config
-    from bootstrap.rounds import run_round
-    from bootstrap.scheduler import FunctionRounds, RoundOutcome
+    from bootstrap.rounds import Rounds as RoundsOfOne
+    from bootstrap.scheduler.ledger_rounds import LedgerRounds
 
-    config = read_config(path)
-
-    def work(fence: Fence, stop: threading.Event) -> RoundOutcome:
-        result = run_round(config, say=say_to_stderr)
-        gates = "; ".join(f"{gate.name}: {gate.reason}" for gate in result.gates if not gate.passed)
-        return RoundOutcome(status="promoted" if result.status == "promoted" else "rejected", reason=gates)
-
-    return FunctionRounds(database, work, config_hash=hashlib.sha256(path.read_bytes()).hexdigest())
+    return LedgerRounds(rounds=RoundsOfOne(config=read_config(path), say=say_to_stderr))
 
 
 def _schedule(arguments: argparse.Namespace) -> int:
@@ -126,11 +116,9 @@ def _once(scheduler: Scheduler, *, as_json: bool) -> int:
 def _scheduler(path: Path | None, schedule: Schedule) -> Iterator[Scheduler]:
     from aligner_chain.errors import ConfigurationError
     from bootstrap.config import EXAMPLE, read_config
-    from bootstrap.database import Database
     from bootstrap.database.leases import Leases
     from bootstrap.errors import RegistryError
     from bootstrap.registry import Registry
-    from bootstrap.registry.tables import SCHEMA
     from bootstrap.scheduler import Scheduler
     from bootstrap.scheduler.data import new_pairs
     from bootstrap.store import CorrectionStore
@@ -139,16 +127,14 @@ def _scheduler(path: Path | None, schedule: Schedule) -> Iterator[Scheduler]:
         raise ConfigurationError(f"--config says what a round is made of; give a file like this:\n\n{EXAMPLE}")
     sys.path.insert(0, str(Path.cwd()))  # the judge and its like live in the user's folder
     config = read_config(path)
-    registry = Registry(config.home)
+    registry = Registry(config.home, config.registry)
     if registry.served() is None:
         raise RegistryError(
             f"No pair is served by the registry {registry.home}, so there is nothing that rounds could improve on. "
             f"Register a start pair first:\n  aligner-bootstrap round run --config {path} --start"
         )
-    database = Database(registry.home / "registry.db", SCHEMA)
-    with closing(database), closing(CorrectionStore(config.store)) as store:
-        rounds = make_rounds(path, database)
-        yield Scheduler([schedule], rounds, Leases(database), new_pairs=new_pairs(store))
+    with closing(CorrectionStore(config.store)) as store:
+        yield Scheduler([schedule], make_rounds(path), Leases(registry.database), new_pairs=new_pairs(store))
 
 
 @contextmanager

@@ -15,9 +15,6 @@ from bootstrap.registry.catalogue import Catalogue, aliases, now
 from bootstrap.registry.tables import EVENTS, PAIRS, ROUNDS, STAGES, VERSIONS
 from bootstrap.registry.values import KINDS, Version
 
-FINISHED = ("done", "aborted", "failed")
-"""The states of a round that reads no version any more."""
-
 _IDENTITY = re.compile(r"\b(?:upstream|aligner)@[0-9]+\b")
 _PAIR = re.compile(r'"pair": ([0-9]+)')
 
@@ -77,8 +74,8 @@ def _pairs(connection: Connection, keep: int, since: datetime) -> Iterator[tuple
 
 
 def _unfinished(connection: Connection) -> Sequence[Row[Any]]:
-    going_on = ROUNDS.c.status.not_in(FINISHED) & ROUNDS.c.ended_ms.is_(None)
-    return connection.execute(select(ROUNDS).where(going_on)).all()
+    """The rounds without an end, also one that failed: it may be resumed."""
+    return connection.execute(select(ROUNDS).where(ROUNDS.c.ended_ms.is_(None))).all()
 
 
 def _results(connection: Connection, number: int) -> str:

@@ -9,11 +9,10 @@ pair that is served stays as it is whatever fails or is killed on the way, and a
 
 from __future__ import annotations
 
-from bootstrap.database.fences import Fence
 from bootstrap.rounds.config import RoundConfig
 from bootstrap.rounds.ledger import Ledger
 from bootstrap.rounds.result import RoundResult
-from bootstrap.rounds.running import STAGE_NAMES, Rounds
+from bootstrap.rounds.running import STAGE_NAMES, Rounds, abort
 from bootstrap.rounds.start import NULLS, REFUSAL, copy_corrector, refuse_corrector, register_start
 from bootstrap.rounds.values import Round, StageRun
 from bootstrap.rounds.work import Say
@@ -22,13 +21,13 @@ __all__ = [
     "NULLS",
     "REFUSAL",
     "STAGE_NAMES",
-    "Fence",
     "Ledger",
     "Round",
     "RoundConfig",
     "RoundResult",
     "Rounds",
     "StageRun",
+    "abort",
     "copy_corrector",
     "refuse_corrector",
     "register_start",

@@ -177,7 +177,7 @@ def promote(work: Work, out: Path) -> Result:
     figures = {**work.results["evaluate_pair"]["candidate_on_new"], "round": work.number}
     served = work.registry.served()
     if served is None or served.figures.get("round") != work.number:  # else killed right after it was promoted
-        served = work.registry.promote(upstream, aligner, figures=figures, expected=work.parent)
+        served = work.registry.promote(upstream, aligner, figures=figures, expected=work.parent, fence=work.fence)
     work.say(f"promoted pair {served.number}: {upstream.identity} with {aligner.identity}")
     return {"pair": served.number, "upstream": upstream.number, "aligner": aligner.number}
 
@@ -195,7 +195,7 @@ def _version(work: Work, kind: Kind, source: Path, data: Result, upstream: Versi
         if upstream is not None:
             _write_calibrations(work, folder, upstream)
 
-    return work.registry.add(kind, write, described)
+    return work.registry.add(kind, write, described, fence=work.fence)
 
 
 def _write_calibrations(work: Work, folder: Path, upstream: Version) -> None:

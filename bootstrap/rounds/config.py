@@ -27,6 +27,7 @@ class RoundConfig:
     Args:
         store: the file or URL of the `CorrectionStore`.
         home: the folder of the `Registry`; None takes `ALIGNER_HOME`.
+        registry: its database by URL; None takes the file in the folder, or `ALIGNER_REGISTRY`.
         base_upstream: the model folder that every round's candidate starts from.
         base_aligner: the Aligner folder that every round's candidate starts from.
         yardstick: how held-out answers are judged.
@@ -51,6 +52,7 @@ class RoundConfig:
     yardstick: Yardstick
     verifier: Verifier
     home: Path | None = None
+    registry: str | None = None
     annotator: Annotator | None = None
     annotations: int = 200
     gold: tuple[Triple, ...] = ()

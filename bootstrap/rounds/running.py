@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from bootstrap.database.fences import Fence
-from bootstrap.errors import NotEnoughPairsError, RegistryError, RoundChangedError, RoundError, StageError
+from bootstrap.database.leases import Leases
+from bootstrap.errors import (
+    LeaseLostError,
+    NotEnoughPairsError,
+    RegistryError,
+    RoundBusyError,
+    RoundChangedError,
+    RoundError,
+    RoundStoppedError,
+    StageError,
+    TriesSpentError,
+)
 from bootstrap.files import sync, sync_tree, write_synced
 from bootstrap.registry import PairVersion, Registry
 from bootstrap.rounds import aligner_stages, examples, upstream_stages
@@ -73,19 +86,24 @@ def _silent(*told: object) -> None:
 class Rounds:
     """The rounds of one configuration: run, resume, abort, retry.
 
+    Whoever works at one has the lease `round` of the registry's database and renews it; a killed process loses it after
+    `lease_s`. So one process works at a round, and one that lost its lease writes nothing any more.
+
     Args:
         config: what the rounds are made of.
-        fence: of the lease that they are run under; None where nobody else can run any.
         say: is told each step in a line.
         progress: shows training progress on the terminal.
         watch: is told how far each stage is.
+        stop: once it is set, the round stops after the stage that runs, to be resumed.
+        lease_s: after so many seconds without a sign of life another process may take over.
     """
 
     config: RoundConfig
-    fence: Fence | None = None
     say: Say = _silent
     progress: bool = False
     watch: Watch = _silent
+    stop: threading.Event | None = None
+    lease_s: float = 60.0
 
     def run(self, *, fire_key: str | None = None) -> RoundResult | None:
         """Runs a new round and promotes the new pair if it passes its gates.
@@ -96,17 +114,16 @@ class Rounds:
         Raises:
             NotEnoughPairsError: too little was collected; the round is over.
             RegistryError: no pair is served yet.
-            RoundBusyError: another round is not ended.
+            RoundBusyError: another round is not ended, or another process works at one.
+            RoundStoppedError: `stop` was set.
             StageError: a stage failed; its error is the cause. The pair that was served still is, and `resume` goes on.
         """
-        registry = Registry(self.config.home)
-        parent, parts = _served(registry), fingerprint(self.config)
-        ledger = Ledger(registry.database, self.fence)
-        _remove_ended(registry, ledger)
-        planned = ledger.plan(config_hash=json_sha256(parts), parent=parent.number, fire_key=fire_key)
-        if planned is None:
-            return None
-        return self._go(registry, ledger, planned, parent, parts)
+        registry, parts = self.open_registry(), fingerprint(self.config)
+        with self._alone(registry) as fence:
+            parent, ledger = _served(registry), Ledger(registry.database, fence)
+            _remove_ended(registry, ledger)
+            planned = ledger.plan(config_hash=json_sha256(parts), parent=parent.number, fire_key=fire_key)
+            return None if planned is None else self._go(registry, fence, planned, parent, parts)
 
     def resume(self) -> RoundResult | None:
         """Goes on with the round that is not ended; None where there is none.
@@ -115,21 +132,10 @@ class Rounds:
             RoundChangedError: settings, base models, judges or packages are not those that it was begun with.
             StageError: a stage failed, or was begun as often as it may be.
         """
-        registry = Registry(self.config.home)
-        ledger = Ledger(registry.database, self.fence)
-        found = ledger.unfinished()
-        if found is None:
-            return None
-        parts = self._same_parts(registry, found)
-        parent = _served(registry)
-        promoted = parent.figures.get("round") == found.number
-        if parent.number != found.parent and not promoted:
-            raise RoundChangedError(
-                f"Round {found.number} was to improve on pair {found.parent}, and pair {parent.number} is served by now.\n"
-                f"Give it up and begin anew:  aligner-bootstrap round abort {found.number}"
-            )
-        self.say(f"round {found.number} is resumed")
-        return self._go(registry, ledger, found, parent, parts)
+        registry = self.open_registry()
+        with self._alone(registry) as fence:
+            found = Ledger(registry.database).unfinished()
+            return None if found is None else self._resume(registry, fence, found)
 
     def retry(self, stage: str) -> RoundResult | None:
         """Goes on with the round that is not ended, from this stage on, as if it and those after it had not been begun.
@@ -139,21 +145,50 @@ class Rounds:
         """
         if stage not in STAGE_NAMES:
             raise RoundError(f"{stage!r} is no stage of a round. The stages are {', '.join(STAGE_NAMES)}.")
-        registry = Registry(self.config.home)
-        ledger = Ledger(registry.database, self.fence)
-        found = ledger.unfinished()
-        if found is None:
-            return None
-        names = STAGE_NAMES[STAGE_NAMES.index(stage) :]
-        ledger.reset(found.number, names)
-        for name in names:
-            shutil.rmtree(_root(registry, found.number) / f"{name}.work", ignore_errors=True)
-        return self.resume()
+        registry, names = self.open_registry(), STAGE_NAMES[STAGE_NAMES.index(stage) :]
+        with self._alone(registry) as fence:
+            ledger = Ledger(registry.database, fence)
+            found = ledger.unfinished()
+            if found is None:
+                return None
+            ledger.reset(found.number, names)
+            for name in names:
+                shutil.rmtree(_root(registry, found.number) / f"{name}.work", ignore_errors=True)
+            return self._resume(registry, fence, ledger.round(found.number))
+
+    def open_registry(self) -> Registry:
+        """The registry that the rounds are made for."""
+        return Registry(self.config.home, self.config.registry)
+
+    @contextmanager
+    def _alone(self, registry: Registry) -> Iterator[Fence]:
+        """The lease without which nobody works at a round; waits as long as a killed process may have had it."""
+        leases, patience = Leases(registry.database), time.monotonic() + 1.5 * self.lease_s
+        while (lease := leases.take("round", ttl_s=self.lease_s)) is None:
+            if time.monotonic() > patience:
+                raise RoundBusyError(
+                    "Another process works at a round, and one works at a time.\n"
+                    "See how far it is:  aligner-bootstrap round status"
+                )
+            time.sleep(min(0.5, self.lease_s / 4))
+        with lease.held():
+            yield lease
+
+    def _resume(self, registry: Registry, fence: Fence, found: Round) -> RoundResult:
+        parts, parent = self._same_parts(registry, found), _served(registry)
+        promoted = parent.figures.get("round") == found.number
+        if parent.number != found.parent and not promoted:
+            raise RoundChangedError(
+                f"Round {found.number} was to improve on pair {found.parent}, and pair {parent.number} is served by now.\n"
+                f"Give it up and begin anew:  aligner-bootstrap round abort {found.number}"
+            )
+        self.say(f"round {found.number} is resumed")
+        return self._go(registry, fence, found, parent, parts)
 
     def _go(
-        self, registry: Registry, ledger: Ledger, planned: Round, parent: PairVersion, parts: Mapping[str, str]
+        self, registry: Registry, fence: Fence, planned: Round, parent: PairVersion, parts: Mapping[str, str]
     ) -> RoundResult:
-        root, started = _root(registry, planned.number), time.monotonic()
+        ledger, root, started = Ledger(registry.database, fence), _root(registry, planned.number), time.monotonic()
         root.mkdir(parents=True, exist_ok=True)
         write_synced(root / PLAN, json.dumps(parts, indent=1))
         work = Work(
@@ -162,6 +197,7 @@ class Rounds:
             registry=registry,
             parent=parent,
             root=root,
+            fence=fence,
             results={},
             folders={},
             say=self.say,
@@ -180,6 +216,8 @@ class Rounds:
 
     def _stages(self, ledger: Ledger, work: Work, planned: Round) -> tuple[RoundStatus, str]:
         for stage in STAGES:
+            if self.stop is not None and self.stop.is_set():
+                raise RoundStoppedError(f"Round {work.number} was stopped before {stage.name}; it can be resumed.")
             before = planned.stage(stage.name)
             if before is not None and before.status == "done":
                 _check_left(work, before)
@@ -195,7 +233,7 @@ class Rounds:
             self.say(f"{stage.name} was done when the round was killed")
             return self._commit(ledger, work, stage, _left(work, before))
         if before is not None and before.tries >= self.config.tries:
-            raise StageError(
+            raise TriesSpentError(
                 f"Round {work.number} stopped at {stage.name}, which was begun {before.tries} times"
                 f"{f' and last said: {before.error}' if before.error else ' and never came to its end'}.\n"
                 "When the reason is mended:  aligner-bootstrap round retry --config round.toml --stage " + stage.name
@@ -206,7 +244,7 @@ class Rounds:
             shutil.rmtree(old)
         try:
             folder = self._run(work, stage, attempt)
-        except NotEnoughPairsError:
+        except (NotEnoughPairsError, LeaseLostError):
             raise
         except Exception as error:  # noqa: BLE001 - judges and annotators are the user's: whatever stops one fails the stage
             _fail(ledger, work, stage, error)

@@ -33,7 +33,7 @@ def register_start(
     Raises:
         RegistryError: a null corrector is as good; nothing is served then.
     """
-    registry = Registry(config.home)
+    registry = Registry(config.home, config.registry)
     with contextlib.closing(CorrectionStore(config.store)) as store:
         prompts = store.prompts("gate")
     answers = config.answering.answer_from(config.base_upstream, prompts, upstream="upstream@1")

@@ -10,6 +10,7 @@ from typing import Any
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction, Exchange
+from bootstrap.database.fences import Fence
 from bootstrap.errors import RegistryError
 from bootstrap.registry import PairVersion, Registry, Version
 from bootstrap.rounds.config import RoundConfig
@@ -22,7 +23,7 @@ class Work:
     """One round at work.
 
     `results` and `folders` are those of the stages that are done; `root` is the round's folder. `parent` is the pair
-    that was served when the round was planned.
+    that was served when the round was planned, `fence` that of the lease under which the stage runs.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Work:
     registry: Registry
     parent: PairVersion
     root: Path
+    fence: Fence | None
     results: dict[str, Mapping[str, Any]]
     folders: dict[str, Path]
     say: Say

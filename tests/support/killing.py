@@ -99,7 +99,7 @@ def work(folder: Path, models: Path, kill: tuple[str, str] | None) -> None:
         if (stage, moment) == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rounds = Rounds(config=config(folder, models), watch=watch)
+    rounds = Rounds(config=config(folder, models), watch=watch, lease_s=0.5)
     if rounds.resume() is None and not Ledger(Registry(folder / "home").database).rounds():
         rounds.run()
 
