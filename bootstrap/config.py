@@ -17,6 +17,7 @@ from bootstrap.measures import Yardstick
 from bootstrap.pairs import read_triples
 from bootstrap.rounds import RoundConfig
 from bootstrap.sft import TrainingSettings
+from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
 
 Settings = TypeVar("Settings")
@@ -43,6 +44,11 @@ learning_rate = 5e-6
 batch = 32
 lora = {r = 16, lora_alpha = 32, target_modules = "all-linear", task_type = "CAUSAL_LM"}
 
+[launcher]
+timeout_s = 86400                 # optional: after so long a training is ended
+# processes = 4                   # one for each GPU
+# config = "fsdp.yaml"            # of `accelerate config`: FSDP or DeepSpeed
+
 [aligner.warm_up]
 epochs = 1
 
@@ -55,7 +61,7 @@ _PATHS = ("base_upstream", "base_aligner", "home")
 _DATABASES = ("store", "registry")
 _NAMES = ("judge", "verifier", "annotator")
 _NUMBERS = ("least_pairs", "annotations", "regenerate", "margin", "pair_margin", "examples", "tries", "seed")
-_TABLES = ("gold", "answering", "dpo", "aligner")
+_TABLES = ("gold", "answering", "dpo", "launcher", "aligner")
 
 
 def read_config(path: Path) -> RoundConfig:
@@ -84,11 +90,18 @@ def read_config(path: Path) -> RoundConfig:
         answering=_answering(values.get("answering", {})),
         dpo=_settings(DPOSettings, values.get("dpo", {}), "[dpo]"),
         aligner=_aligner(values.get("aligner", {})),
+        launcher=_launcher(folder, values.get("launcher", {})),
     )
 
 
 def _url_or_path(folder: Path, value: str) -> str:
     return value if "://" in value else str(folder / value)
+
+
+def _launcher(folder: Path, values: Mapping[str, Any]) -> Launcher:
+    """How trainings are started; a relative path is relative to the file."""
+    known = {**values, "config": folder / values["config"]} if "config" in values else values
+    return _settings(Launcher, known, "[launcher]")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@
         ├── LeaseLostError                  another process has taken over what this one was doing
         ├── RegistryError                   a model could not be saved, promoted or rolled back
         ├── TrainingDataError (ValueError)  a row that nothing can be trained on
+        ├── TrainingFailedError             a training ended without a model: crashed, killed, out of memory or time
         ├── AnnotationError                 a journal of annotations cannot be used, or a file is in the way
         ├── JudgeError                      a judge cannot be asked, or is not independent of what it judges
         ├── ExportError                     training data could not be written, or is not what its manifest says
@@ -50,6 +51,20 @@ class RegistryError(BootstrapError):
 
 class TrainingDataError(BootstrapError, ValueError):
     """A row of training data that nothing can be trained on; the message says where it is and what is expected."""
+
+
+class TrainingFailedError(BootstrapError):
+    """A training ended without a model: it crashed, was killed, or ran out of memory or time.
+
+    `status` is the exit status of its process (None: it ran in this one, or out of time), `signal` the name of the signal
+    that ended it, `out_of_memory` whether memory was the reason, as far as can be told. Checkpoints stay where they are.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, signal: str | None = None, out_of_memory: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status, self.signal, self.out_of_memory = status, signal, out_of_memory
 
 
 class AnnotationError(BootstrapError):

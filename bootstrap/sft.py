@@ -7,6 +7,8 @@ trained here with TRL's `SFTTrainer`. Rows arrive as ids, since the Aligner's te
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import random
 import sys
@@ -17,11 +19,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.errors import TrainingDataError
+from aligner_chain.errors import ConfigurationError
+from bootstrap.checkpoints import newest_checkpoint
+from bootstrap.errors import TrainingDataError, TrainingFailedError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+JOURNAL = "progress.jsonl"
+"""The file beside the checkpoints with the losses: step, steps, loss, learning rate and more on each line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +44,8 @@ class Row:
 class TrainingSettings:
     """How long and how fast to train. `extra` goes to TRL's config as it is and wins over everything here.
 
-    `batch` is rows per optimiser step; `warmup` the share of the steps until the peak of `learning_rate`, which then
+    `batch` is rows per optimiser step, over all processes; `accumulate` of its parts follow each other, so that fewer rows
+    are in memory at once. `warmup` is the share of the steps until the peak of `learning_rate`, which then
     falls along a cosine to a twentieth of it; `save_every` counts steps between checkpoints (0: none). `bucketed` lets
     rows with prompts of like length share a batch, which saves padding; it is for supervised training only. `threads`
     is how many CPU threads train (None: as many as PyTorch uses).
@@ -45,6 +54,7 @@ class TrainingSettings:
     epochs: float = 3.0
     steps: int = -1
     batch: int = 32
+    accumulate: int = 1
     learning_rate: float = 2e-5
     warmup: float = 0.03
     seed: int = 0
@@ -102,14 +112,57 @@ def train_rows(
 
 
 def run_trainer(trainer: Any, workdir: Path, settings: TrainingSettings, *, resume: bool, progress: bool) -> Any:
-    """Trains, from the newest checkpoint in `workdir` on where `resume` is set, and returns the trainer's model."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """Trains, from the newest whole checkpoint in `workdir` on where `resume` is set, and returns the trainer's model.
 
+    Each loss is written to `progress.jsonl` in `workdir`.
+
+    Raises:
+        TrainingFailedError: the loss is no number any more.
+    """
+    checkpoint = newest_checkpoint(workdir) if resume else None
     show_progress(trainer, progress)
-    checkpoint = get_last_checkpoint(str(workdir)) if resume and workdir.is_dir() else None
+    keep_journal(trainer, workdir / JOURNAL)
     with cpu_threads(settings.threads):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return trainer.model
+
+
+def processes() -> int:
+    """How many processes train together, as their launcher says; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shards() -> int:
+    """Over how many processes the weights are divided: all of them under FSDP and DeepSpeed, else each has its own."""
+    divided = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
+    return processes() if divided else 1
+
+
+def gathered(trainer: Any) -> Mapping[str, Any] | None:
+    """The whole weights of a model that FSDP or DeepSpeed divided; None where the model holds them itself.
+
+    Every process must call it. On all but the first one the weights may be missing.
+    """
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    weights: Mapping[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights
+
+
+def device_batch(settings: TrainingSettings) -> int:
+    """How many rows one process has in memory at once.
+
+    Raises:
+        ConfigurationError: the rows of a step cannot be divided evenly.
+    """
+    parts = settings.accumulate * processes()
+    if parts < 1 or settings.batch % parts or settings.batch < parts:
+        message = (
+            f"batch is {settings.batch} and cannot be divided into {settings.accumulate} parts (accumulate) for each of "
+            f"{processes()} processes. Make batch a multiple of {max(1, parts)}."
+        )
+        raise ConfigurationError(message)
+    return settings.batch // parts
 
 
 @contextlib.contextmanager
@@ -147,7 +200,8 @@ def trainer_arguments(workdir: Path, settings: TrainingSettings) -> dict[str, An
         "output_dir": str(workdir),
         "num_train_epochs": settings.epochs,
         "max_steps": settings.steps,
-        "per_device_train_batch_size": settings.batch,
+        "per_device_train_batch_size": device_batch(settings),
+        "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.learning_rate,
         "warmup_steps": settings.warmup,
         "lr_scheduler_type": "cosine_with_min_lr",
@@ -181,6 +235,39 @@ def quiet_network() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def keep_journal(trainer: Any, path: Path) -> None:
+    """Lets a trainer write what it logs to a file of JSON lines, and stop where the loss is no number.
+
+    Steps after a checkpoint that was resumed stand there twice; the later line counts.
+    """
+    from transformers import TrainerCallback
+
+    class Journal(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if not logs or not state.is_world_process_zero:
+                return
+            figures = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+            broken = sorted(name for name in ("loss", "grad_norm") if not math.isfinite(figures.get(name, 0.0)))
+            if broken:
+                message = (
+                    f"At step {state.global_step} of {state.max_steps} the {' and the '.join(broken)} became "
+                    f"{figures[broken[0]]}. Lower the learning rate (it is {args.learning_rate}), or look for rows that "
+                    "are empty."
+                )
+                raise TrainingFailedError(message)
+            line = {
+                "step": state.global_step,
+                "steps": state.max_steps,
+                **figures,
+                "at_ms": time.time_ns() // 1_000_000,
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    trainer.add_callback(Journal())
 
 
 def show_progress(trainer: Any, shown: bool) -> None:

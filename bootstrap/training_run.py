@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from aligner_chain.templates import get_template
 from bootstrap.aligner_training import AlignerTraining, AlignerTrainingSettings, add_template_tokens, train_aligner
 from bootstrap.pairs import manifest, read_triples
 from bootstrap.sft import TrainingSettings, quiet_network
+from bootstrap.training import PLAN, claim
 from bootstrap.upstream import LORA
 
 
@@ -92,25 +92,12 @@ class TrainingRun:
 
     def _claim(self, digest: str) -> None:
         """Refuses to overwrite, and to resume with other settings: the trainer itself would go on silently."""
-        plan = self._work / "plan.json"
-        wanted = {
-            "base": self.base,
-            "data_sha256": digest,
-            "settings": json.loads(json.dumps(self.settings, default=_as_json)),
-        }
-        if self.resume and plan.exists():
-            if json.loads(plan.read_text(encoding="utf-8")) != wanted:
-                message = (
-                    f"{self.out} was started with other data, base or settings than now. Start anew in another folder "
-                    "(--out), or give the same ones as then."
-                )
-                raise ConfigurationError(message)
-            return
-        if self.out.exists() and any(self.out.iterdir()):
+        wanted = {"base": self.base, "data_sha256": digest, "settings": self.settings}
+        resumed = self.resume and (self._work / PLAN).exists()
+        if not resumed and self.out.exists() and any(self.out.iterdir()):
             message = f"{self.out} is not empty. Name a new folder with --out, or go on with --resume."
             raise ConfigurationError(message)
-        self._work.mkdir(parents=True)
-        plan.write_text(json.dumps(wanted), encoding="utf-8")
+        claim(self._work, wanted)
 
     def _load(self) -> tuple[Any, Any]:
         from aligner_chain.engines.loading import load
@@ -121,10 +108,3 @@ class TrainingRun:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return model, tokenizer
-
-
-def _as_json(value: Any) -> dict[str, Any]:
-    """Settings are dataclasses that hold read-only mappings, which `asdict` cannot copy."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return {field.name: getattr(value, field.name) for field in fields(value)}

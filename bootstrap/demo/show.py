@@ -26,6 +26,7 @@ from bootstrap.demo import world
 from bootstrap.demo.roles import YARDSTICK, FlawedVerifier, annotate
 from bootstrap.demo.scale import FULL, QUICK, Scale
 from bootstrap.demo.start import MAX_NEW, RETRAIN_RATE, Workshop, demo_dpo, demo_training
+from bootstrap.evaluation import GatePolicy
 from bootstrap.measures import Measured, criteria_changes, share, share_figures
 from bootstrap.pairs import collect_pairs
 from bootstrap.records import split_of
@@ -34,11 +35,15 @@ from bootstrap.report import write_report
 from bootstrap.rounds import NULLS, RoundConfig, RoundResult, register_start, run_round
 from bootstrap.sft import cpu_threads, merged
 from bootstrap.store import CorrectionStore
+from bootstrap.training import Launcher
 from bootstrap.upstream import train_upstream
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "langchain-core")
 
 Corrector = Callable[[Sequence[Exchange]], Sequence[str]]
+
+GATES_OF_FEW = GatePolicy(criterion_margin=0.06, refusal_margin=0.06, damaged=0.1, health={"chosen_fallen": 0.4})
+"""What the gates of a quick demo require: on so few questions the usual margins could never be shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +198,9 @@ class Demo:
                 ),
                 seed=self.seed,
             ),
+            # Models this small train in less time than a process takes to start.
+            launcher=Launcher.here(),
+            policy=GATES_OF_FEW if self.scale.gate < FULL.gate else GatePolicy(),
             least_pairs=20,
             regenerate=self.scale.live,
             seed=self.seed,

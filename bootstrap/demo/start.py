@@ -237,6 +237,8 @@ def demo_dpo(scale: Scale, seed: int, *, steps: int = -1, chosen_only: bool = Fa
         threads=scale.threads,
         extra=EXTRA,
         chosen_only=chosen_only,
+        collator="whole",  # with a likelihood that weighs 25 times as much, edits alone would hardly be seen
+        replay=0.0,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bootstrap.pairs.building import Kept, PairMaker, Stream, build_pairs, collect_pairs, human_triples, stream
 from bootstrap.pairs.filters import FILTERS, Filters
-from bootstrap.pairs.reading import read_triples, write_triples
+from bootstrap.pairs.reading import read_pairs, read_triples, write_pairs, write_triples
 from bootstrap.pairs.triples import VouchedTriples, triples
 from bootstrap.pairs.values import Manifest, Pair, PairSet, Source, Triple, TripleSet, manifest
 
@@ -29,8 +29,10 @@ __all__ = [
     "collect_pairs",
     "human_triples",
     "manifest",
+    "read_pairs",
     "read_triples",
     "stream",
     "triples",
+    "write_pairs",
     "write_triples",
 ]

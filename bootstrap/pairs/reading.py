@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from aligner_chain.exchange import Turn
 from bootstrap.errors import TrainingDataError
-from bootstrap.pairs.values import Source, Triple
+from bootstrap.pairs.values import Pair, Source, Triple
 from bootstrap.records import is_unicode
 
 _MOST_NAMED = 20
@@ -23,6 +23,12 @@ TRIPLE = (
     '  {"question": "...", "answer": "...", "correction": "...", "context": ["..."], "criteria": ["..."]}\n'
     "where context and criteria may be left out, a correction equal to its answer means that the answer is right, and "
     'instead of the question there may be  "turns": [{"role": "user", "text": "..."}, ...]'
+)
+PAIR = (
+    "Each line must be a JSON object like\n"
+    '  {"turns": [{"role": "user", "text": "..."}], "chosen": "...", "rejected": "...", "correction_id": "...", '
+    '"upstream": "name@1"}\n'
+    "where correction_id and upstream may be left out"
 )
 PREFERENCE = (
     "Each line must be a JSON object like\n"
@@ -37,6 +43,35 @@ def write_triples(path: str | os.PathLike[str], rows: Iterable[Triple]) -> None:
     with Path(path).open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(triple_fields(row)) + "\n")
+
+
+def write_pairs(path: str | os.PathLike[str], rows: Iterable[Pair]) -> None:
+    """Writes preference pairs as JSON lines that `read_pairs` reads back equal."""
+    with Path(path).open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(asdict(row)) + "\n")
+
+
+def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
+    """Reads preference pairs from JSON lines, as `write_pairs` writes them.
+
+    Raises:
+        TrainingDataError: the file cannot be read, has no rows, or bad ones; the message names the lines.
+    """
+    return list(read_rows(path, parse_pair, PAIR))
+
+
+def parse_pair(value: object) -> Pair:
+    """The pair of a line's value; raises ValueError with what is wrong."""
+    fields = _object(value)
+    upstream = fields.get("upstream")
+    return Pair(
+        turns=_turns(fields),
+        chosen=_filled(fields, "chosen"),
+        rejected=_filled(fields, "rejected"),
+        correction_id=_text(fields, "correction_id") if "correction_id" in fields else "",
+        upstream=None if upstream is None else _checked(upstream, "upstream"),
+    )
 
 
 def triple_fields(row: Triple) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from bootstrap.rounds.config import RoundConfig
 from bootstrap.rounds.ledger import Ledger
+from bootstrap.rounds.nulls import NULLS, REFUSAL, copy_corrector, refuse_corrector
 from bootstrap.rounds.result import RoundResult
 from bootstrap.rounds.running import STAGE_NAMES, Rounds, abort
-from bootstrap.rounds.start import NULLS, REFUSAL, copy_corrector, refuse_corrector, register_start
+from bootstrap.rounds.start import register_start
 from bootstrap.rounds.values import Round, StageRun
 from bootstrap.rounds.work import Say
 

@@ -15,25 +15,24 @@ from aligner_chain.checkpoint import read_metadata, write_metadata
 from aligner_chain.errors import CapabilityError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.tradeoff import Tradeoff, measure
-from bootstrap.aligner_training import train_aligner
-from bootstrap.evaluation import GateResult, non_inferiority_gate, share_gate
+from bootstrap.evaluation import GateResult, non_inferiority_gate, over_editing_gate, share_gate
 from bootstrap.judges import fully_right
-from bootstrap.measures import Measured
-from bootstrap.pairs import manifest, triples
+from bootstrap.measures import Measured, share_figures
+from bootstrap.pairs import manifest, read_triples, triples, write_triples
 from bootstrap.registry import Kind, Version
 from bootstrap.rounds.artifacts import (
+    read_any,
     read_corrections,
     read_exchanges,
     read_rows,
-    read_triples,
     write_corrections,
     write_exchanges,
     write_rows,
-    write_triples,
 )
+from bootstrap.rounds.nulls import NULLS
 from bootstrap.rounds.upstream_stages import Result, decided, read_verdicts
 from bootstrap.rounds.work import Work
-from bootstrap.upstream import save_model
+from bootstrap.training import TrainingJob, run_job
 
 LEAST_KEPT = 0.98
 """The share of known-right answers that a candidate Aligner must leave as they are."""
@@ -71,7 +70,8 @@ def annotate(work: Work, out: Path) -> Result:
     exchanges = [one.exchange for one in asked]
     repaired = work.config.annotator(exchanges) if work.config.annotator and exchanges else []
     rows = [one.triple(exchange, "annotated") for exchange, one in zip(exchanges, repaired, strict=True)]
-    return {"annotated": write_triples(out / "annotated.jsonl", rows)}
+    write_triples(out / "annotated.jsonl", rows)
+    return {"annotated": len(rows)}
 
 
 def build_triples(work: Work, out: Path) -> Result:
@@ -79,9 +79,9 @@ def build_triples(work: Work, out: Path) -> Result:
     confirmed, _ = _by_verdict(work)
     parts = {
         "gold": list(work.config.gold),
-        "human": read_triples(work.folders["freeze"] / "vouched.jsonl"),
+        "human": read_any(read_triples, work.folders["freeze"] / "vouched.jsonl"),
         "verified": list(triples(confirmed, source="verified").triples),
-        "annotated": read_triples(work.folders["annotate"] / "annotated.jsonl"),
+        "annotated": read_any(read_triples, work.folders["annotate"] / "annotated.jsonl"),
     }
     rows = [row for part in parts.values() for row in part]
     write_triples(out / "triples.jsonl", rows)
@@ -91,21 +91,19 @@ def build_triples(work: Work, out: Path) -> Result:
 
 
 def train(work: Work, out: Path) -> Result:
-    """Trains a candidate Aligner from the base on all rows."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base, rows = work.config.base_aligner, read_triples(work.folders["triples"] / "triples.jsonl")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    scratch = work.scratch("train_aligner")
-    trained = train_aligner(
-        model, tokenizer, rows, scratch, work.config.aligner, progress=work.progress, resume=scratch.is_dir()
+    """Trains a candidate Aligner from the base on all rows, in a process of its own unless the launcher says otherwise."""
+    config = work.config
+    job = TrainingJob(
+        kind="aligner",
+        base=config.base_aligner,
+        data=work.folders["triples"] / "triples.jsonl",
+        work=work.scratch("train_aligner"),
+        out=out / "model",
+        settings=config.aligner,
     )
-    save_model(trained.model, base, out / "model")
-    digest = work.results["triples"]["data"]["sha256"]
-    metadata = replace(read_metadata(base), version=digest[:12], data_sha256=digest, calibrations={})
-    write_metadata(out / "model", metadata)  # a threshold measured on the base says nothing of the candidate
-    work.say(f"Aligner trained on {trained.rows} rows, {trained.keep_share:.0%} of them right answers")
-    return {"rows": trained.rows, "keep_share": trained.keep_share, "dropped": dict(trained.dropped)}
+    figures = run_job(job, config.launcher)
+    work.say(f"Aligner trained on {figures['rows']} rows, {figures['keep_share']:.0%} of them right answers")
+    return figures
 
 
 def calibrate(work: Work, out: Path) -> Result:
@@ -151,6 +149,9 @@ def evaluate(work: Work, out: Path) -> Result:
         figures[name] = measured.figures()
         if name == "candidate_on_new":
             figures["kept"] = _kept(work, measured)
+    figures["nulls"] = {
+        name: share_figures(work.config.yardstick.measure(new, null(new)).aligned) for name, null in NULLS.items()
+    }
     return figures
 
 
@@ -167,6 +168,7 @@ def gate(work: Work, out: Path) -> Result:
         )
     ]
     gates.append(share_gate("right answers kept", kept["k"], kept["n"], LEAST_KEPT))
+    gates.append(over_editing_gate("right answers not damaged", _damaged(work, new), config.policy.damaged))
     return decided(work, out, gates)
 
 
@@ -217,6 +219,12 @@ def _kept(work: Work, new: Measured) -> dict[str, int]:
     else:
         kept = [not one.changed for one in work.corrections(_aligner(work), work.config.known_right)]
     return {"k": sum(kept), "n": len(kept)}
+
+
+def _damaged(work: Work, right_after: Sequence[bool]) -> list[bool]:
+    """Of the answers that were right alone, which the candidate Aligner made wrong."""
+    right_before = fully_right(read_verdicts(work.folders["evaluate_upstream"], "after"))
+    return [not after for before, after in zip(right_before, right_after, strict=True) if before]
 
 
 def _by_verdict(work: Work) -> tuple[list[Correction], list[Correction]]:

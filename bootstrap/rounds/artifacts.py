@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aligner_chain.exchange import Correction, Exchange, Turn
-from bootstrap.pairs import Pair, Triple
 from bootstrap.records import Record, fields_of, record_of
 
 _CHUNK = 1 << 20
+
+T = TypeVar("T")
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> int:
@@ -54,28 +55,9 @@ def read_corrections(path: Path) -> list[Correction]:
     return [record_of(row).correction for row in read_rows(path)]
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
-    """Writes pairs and returns how many."""
-    return write_rows(path, map(asdict, pairs))
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """The pairs that `write_pairs` wrote, equal."""
-    return [Pair(**{**row, "turns": _turns(row["turns"])}) for row in read_rows(path)]
-
-
-def write_triples(path: Path, rows: Iterable[Triple]) -> int:
-    """Writes triples and returns how many."""
-    return write_rows(path, map(asdict, rows))
-
-
-def read_triples(path: Path) -> list[Triple]:
-    """The triples that `write_triples` wrote, equal."""
-    tuples = ("context", "criteria", "asked")
-    return [
-        Triple(**{**row, "turns": _turns(row["turns"]), **{name: tuple(row[name]) for name in tuples}})
-        for row in read_rows(path)
-    ]
+def read_any(read: Callable[[Path], list[T]], path: Path) -> list[T]:
+    """The rows of a file as `read` reads them, where it would refuse an empty one."""
+    return read(path) if path.stat().st_size else []
 
 
 def tree_sha256(folder: Path) -> str:

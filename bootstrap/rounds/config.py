@@ -11,10 +11,12 @@ from typing import Any
 from aligner_chain.exchange import Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
+from bootstrap.evaluation import GatePolicy
 from bootstrap.judges import Annotator, Verifier
 from bootstrap.measures import Yardstick
 from bootstrap.pairs import Triple
 from bootstrap.rounds.artifacts import json_sha256, tree_sha256
+from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "aligner-chain")
@@ -36,6 +38,9 @@ class RoundConfig:
         gold: rows that are in every training set of the Aligner.
         known_right: right answers of which 98 % must be kept; None takes those of the gate set that are judged right.
         answering: how upstreams are asked.
+        launcher: how trainings are started: each in a process of its own, or in this one (`Launcher.here()`).
+        policy: what the gates require; with fewer gate prompts than its margins need they hold.
+        unrelated: answered exchanges that no correction is about, to see what else a training changed.
         margin: how far below 0 the lower bound of an Aligner's change may be, as a share. Of n gate prompts without any
             change it is about 3.84 / n, so 1 point needs 384 of them.
         pair_margin: the same for the new pair as a whole against the served one. An upstream that needs less correcting
@@ -60,6 +65,9 @@ class RoundConfig:
     answering: Answering = field(default_factory=Answering)
     dpo: DPOSettings = field(default_factory=DPOSettings)
     aligner: AlignerTrainingSettings = field(default_factory=AlignerTrainingSettings)
+    launcher: Launcher = field(default_factory=Launcher)
+    policy: GatePolicy = field(default_factory=GatePolicy)
+    unrelated: tuple[Exchange, ...] = ()
     margin: float = 0.01
     pair_margin: float = 0.03
     least_pairs: int = 50
@@ -76,7 +84,7 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
     """
     settings = {
         name: json_sha256(_plain(getattr(config, name)))
-        for name in ("annotations", "gold", "known_right", "answering", "dpo", "aligner", "seed")
+        for name in ("annotations", "gold", "known_right", "unrelated", "answering", "dpo", "aligner", "policy", "seed")
     }
     numbers = {name: getattr(config, name) for name in ("margin", "pair_margin", "least_pairs", "regenerate")}
     judges = {"judge": config.yardstick.judge, "verifier": config.verifier, "annotator": config.annotator}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bootstrap.evaluation import GateResult
@@ -29,13 +29,13 @@ class RoundResult:
     @classmethod
     def of(cls, ended: Round, served: PairVersion | None, seconds: float) -> RoundResult:
         """The result of a round that has ended; `seconds` is how long this process worked at it."""
-        data, known = ended.result("freeze")["pairs"], {one.name for one in fields(GateResult)}
+        data = ended.result("freeze")["pairs"]
         return cls(
             number=ended.number,
             status=ended.status,
             reason=ended.reason,
             pair=served if ended.pair is not None else None,
-            gates=tuple(GateResult(**{name: gate[name] for name in known}) for gate in ended.gates),
+            gates=tuple(map(GateResult.of, ended.gates)),
             pairs=data["rows"],
             dropped=data["dropped"],
             verified=ended.result("triples").get("verified", 0),

@@ -13,11 +13,9 @@ from bootstrap.errors import RegistryError
 from bootstrap.evaluation import GateResult, superiority_gate
 from bootstrap.registry import PairVersion, Registry
 from bootstrap.rounds.config import RoundConfig
+from bootstrap.rounds.nulls import NULLS
 from bootstrap.rounds.work import Say
 from bootstrap.store import CorrectionStore
-
-REFUSAL = "I am sorry, but I cannot help with that."
-"""What the null corrector that always refuses serves."""
 
 
 def register_start(
@@ -51,22 +49,6 @@ def register_start(
     upstream = registry.add("upstream", _copier(config.base_upstream), {"base": str(config.base_upstream)})
     aligner_version = registry.add("aligner", _copier(config.base_aligner), {"base": str(config.base_aligner)})
     return registry.promote(upstream, aligner_version, figures=measured.figures()), tuple(gates)
-
-
-def copy_corrector(exchanges: Sequence[Exchange]) -> list[str]:
-    """The null corrector that changes nothing."""
-    return [exchange.answer for exchange in exchanges]
-
-
-def refuse_corrector(exchanges: Sequence[Exchange]) -> list[str]:
-    """The null corrector that refuses everything."""
-    return [REFUSAL for _ in exchanges]
-
-
-NULLS: Mapping[str, Callable[[Sequence[Exchange]], Sequence[str]]] = {
-    "copy": copy_corrector,
-    "refuse": refuse_corrector,
-}
 
 
 def _copier(source: Path) -> Callable[[Path], object]:

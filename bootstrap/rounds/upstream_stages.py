@@ -9,23 +9,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bootstrap.evaluation import GateResult, superiority_gate
+from bootstrap.evaluation import Evidence, GateResult, candidate_gates, decide
+from bootstrap.health import LIMITS, health_limits, is_refusal, measure_health
 from bootstrap.judges import fully_right
 from bootstrap.measures import share_figures
-from bootstrap.pairs import Pair, collect_pairs, human_triples, manifest
-from bootstrap.rounds.artifacts import (
-    read_exchanges,
+from bootstrap.pairs import (
+    Pair,
+    PairMaker,
+    Triple,
+    collect_pairs,
+    human_triples,
+    manifest,
     read_pairs,
-    write_exchanges,
+    stream,
     write_pairs,
-    write_rows,
     write_triples,
 )
+from bootstrap.pairs.filters import DEFAULTS
+from bootstrap.rounds.artifacts import read_any, read_exchanges, write_exchanges, write_rows
+from bootstrap.rounds.ledger import Ledger
 from bootstrap.rounds.work import Work
 from bootstrap.store import CorrectionStore
-from bootstrap.upstream import save_model, train_upstream
+from bootstrap.training import TrainingJob, run_job
 
 Result = Mapping[str, Any]
+
+MOST_PROBES = 200
+_ENDS = {"reject": "rejected", "hold": "held"}
 
 
 def freeze(work: Work, out: Path) -> Result:
@@ -35,8 +45,11 @@ def freeze(work: Work, out: Path) -> Result:
         # Ids are drawn with the clock: in the order of the texts the same traffic makes the same candidate.
         pairs = sorted(found.pairs, key=_text_order)
         vouched = human_triples(store.records("train", feedback=True)).triples
+        probe = _probe(store)
         counts = {split: write_exchanges(out / f"{split}.jsonl", store.prompts(split)) for split in ("train", "gate")}
     write_pairs(out / "pairs.jsonl", pairs)
+    write_pairs(out / "probe.jsonl", probe)
+    write_pairs(out / "replay.jsonl", map(_replayed, work.config.gold))
     write_triples(out / "vouched.jsonl", vouched)
     write_rows(out / "ids.jsonl", [pair.correction_id for pair in pairs])
     work.say(f"{len(pairs)} pairs from live corrections, left out {dict(found.dropped)}")
@@ -44,15 +57,20 @@ def freeze(work: Work, out: Path) -> Result:
 
 
 def train(work: Work, out: Path) -> Result:
-    """Trains a fresh candidate from the base on all pairs so far."""
-    config, pairs = work.config, read_pairs(work.folders["freeze"] / "pairs.jsonl")
-    work.say(f"DPO on {len(pairs)} pairs")
-    scratch = work.scratch("train_upstream")
-    model = train_upstream(
-        config.base_upstream, pairs, scratch, config.dpo, progress=work.progress, resume=scratch.is_dir()
+    """Trains a candidate on all pairs so far, in a process of its own unless the launcher says otherwise."""
+    config, frozen = work.config, work.folders["freeze"]
+    work.say(f"DPO on {work.results['freeze']['pairs']['rows']} pairs")
+    job = TrainingJob(
+        kind="upstream",
+        base=config.base_upstream,
+        data=frozen / "pairs.jsonl",
+        work=work.scratch("train_upstream"),
+        out=out / "model",
+        settings=config.dpo,
+        parent=None if config.dpo.start == "fresh" else work.served_upstream.path,
+        replay=frozen / "replay.jsonl" if config.gold and config.dpo.replay else None,
     )
-    save_model(model, config.base_upstream, out / "model")
-    return {"pairs": len(pairs)}
+    return run_job(job, config.launcher)
 
 
 def evaluate(work: Work, out: Path) -> Result:
@@ -70,14 +88,29 @@ def evaluate(work: Work, out: Path) -> Result:
         write_exchanges(out / f"{name}.jsonl", answers)
         write_rows(out / f"{name}-verdicts.jsonl", verdicts)
         figures[name] = share_figures(verdicts)
-    return {"n": len(prompts), **figures}
+    return {"n": len(prompts), **figures, "health": _health(work, out)}
 
 
 def gate(work: Work, out: Path) -> Result:
-    """Compares the candidate, alone, with the upstream that is served."""
+    """Compares the candidate, alone, with the upstream that is served.
+
+    The level of the test falls with the number of candidates that were tested before (e-LOND), so that of all promotions
+    over many rounds few are of upstreams that are no better.
+    """
     folder = work.folders["evaluate_upstream"]
-    before, after = (fully_right(read_verdicts(folder, name)) for name in ("before", "after"))
-    return decided(work, out, [superiority_gate("upstream alone", before, after)])
+    verdicts = [read_verdicts(folder, name) for name in ("before", "after")]
+    answers = [[one.answer for one in read_exchanges(folder / f"{name}.jsonl")] for name in ("before", "after")]
+    before, after = verdicts
+    evidence = Evidence(
+        right=(fully_right(before), fully_right(after)),
+        refused=([is_refusal(text) for text in answers[0]], [is_refusal(text) for text in answers[1]]),
+        lengths=([len(text) for text in answers[0]], [len(text) for text in answers[1]]),
+        criteria={name: ([one[name] for one in before], [one[name] for one in after]) for name in before[0]},
+        health=work.results["evaluate_upstream"]["health"],
+        seed=work.config.seed,
+    )
+    tests, promoted = _tested(work)
+    return decided(work, out, candidate_gates(evidence, work.config.policy, tests=tests, promoted=promoted))
 
 
 def read_verdicts(folder: Path, name: str) -> list[dict[str, bool]]:
@@ -89,12 +122,46 @@ def read_verdicts(folder: Path, name: str) -> list[dict[str, bool]]:
 def decided(work: Work, out: Path, gates: Sequence[GateResult]) -> Result:
     """What a gate stage leaves: its decisions, and how the round ends where one of them is not to promote."""
     for one in gates:
-        work.say(f"gate {one.name}: {'passed' if one.passed else 'refused'}, {one.reason}")
-    rows = [asdict(one) for one in gates]
+        work.say(f"gate {one.name}: {one.decision}, {one.reason}")
+    rows, decision = [asdict(one) for one in gates], decide(gates)
     write_rows(out / "gates.jsonl", rows)
-    refused = [one for one in gates if not one.passed]
-    ends = {"ends": ["rejected", "; ".join(f"{one.name}: {one.reason}" for one in refused)]} if refused else {}
-    return {"gates": rows, **ends}
+    if decision.decision == "promote":
+        return {"gates": rows}
+    return {"gates": rows, "ends": [_ENDS[decision.decision], "; ".join(decision.reasons)]}
+
+
+def _tested(work: Work) -> tuple[int, int]:
+    """How many upstreams were tested in earlier rounds, and how many of them passed the first test."""
+    gates = [one.result("gate_upstream").get("gates", ()) for one in Ledger(work.registry.database).rounds()]
+    decisions = [some[0]["decision"] for some in gates if some]
+    return len(decisions), decisions.count("promote")
+
+
+def _health(work: Work, out: Path) -> Mapping[str, float]:
+    """What the training did to the upstream besides, as far as it could be measured."""
+    before, after = ([one.answer for one in read_exchanges(out / f"{name}.jsonl")] for name in ("before", "after"))
+    health = measure_health(
+        work.folders["train_upstream"] / "model",
+        work.served_upstream.path,
+        read_any(read_pairs, work.folders["freeze"] / "probe.jsonl"),
+        unrelated=work.config.unrelated,
+        answers=(before, after),
+        garbled=work.config.yardstick.garbled,
+    )
+    return {name: value for name, value, _, _ in health_limits(health, LIMITS) if name in work.config.policy.health}
+
+
+def _probe(store: CorrectionStore) -> list[Pair]:
+    """Held-out pairs, on which the likelihood of chosen answers is looked at; the same from round to round."""
+    with stream(store, PairMaker(DEFAULTS), split="gate") as rows:
+        pairs = sorted((one.row for one in rows), key=_text_order)
+    return pairs[:MOST_PROBES]
+
+
+def _replayed(row: Triple) -> Pair:
+    """A right answer as a pair of equals, which is plain fine-tuning on it."""
+    text = row.answer if row.correction is None else row.correction
+    return Pair(turns=row.turns, chosen=text, rejected=text, correction_id="gold")
 
 
 def _text_order(pair: Pair) -> tuple[object, ...]:

@@ -16,11 +16,16 @@ from aligner_chain.serving import read_served
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.errors import NotEnoughPairsError, RegistryError, StageError
+from bootstrap.evaluation import GatePolicy
 from bootstrap.measures import Yardstick
 from bootstrap.registry import Registry
 from bootstrap.rounds import STAGE_NAMES, Ledger, RoundConfig, register_start, run_round
 from bootstrap.store import CorrectionStore
+from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
+
+LENIENT = GatePolicy(criterion_margin=0.5, refusal_margin=0.5, damaged=0.5, length_ratio=None)
+"""So small a world has two dozen gate prompts, and a chance answer more or less is 4 points."""
 
 
 @pytest.fixture
@@ -38,8 +43,10 @@ def config(models: Path, tmp_path: Path) -> RoundConfig:
         answering=Answering(sampling=Sampling(temperature=1.0), max_new=16),
         dpo=DPOSettings(epochs=6, batch=16, learning_rate=2e-3, lora=None, extra=micro.FAST),
         aligner=AlignerTrainingSettings(warm_up=None, correction=micro.settings(30)),
+        launcher=Launcher.here(),
+        policy=LENIENT,
         pair_margin=0.5,
-        margin=0.5,  # so small a world has two dozen gate prompts, and a chance answer more or less is 4 points
+        margin=0.5,
         least_pairs=20,
     )
 
@@ -63,8 +70,8 @@ def test_a_round_makes_the_upstream_better_and_promotes_the_pair(config: RoundCo
     result = run_round(config, say=said.append)
     assert result.status == "promoted", "\n".join(said)
     upstream_gate = result.gates[0]
-    assert upstream_gate.name == "upstream alone"
-    assert upstream_gate.figure > 0.3
+    assert upstream_gate.name == "better than what is served"
+    assert upstream_gate.figure > 0.65
     assert result.pair is not None
     assert result.pair.number != start.number
     served = read_served(config.home)
@@ -80,8 +87,8 @@ def test_a_candidate_that_is_no_better_is_refused_and_the_served_pair_stays(conf
     collect(config)
     start, _ = register_start(config)
     result = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
-    assert result.status == "rejected"
-    assert [gate.passed for gate in result.gates] == [False]
+    assert result.status == "held"
+    assert result.gates[0].decision == "hold"
     served = Registry(config.home).served()
     assert served is not None
     assert served.number == start.number

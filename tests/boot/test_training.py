@@ -209,6 +209,8 @@ def test_the_wanted_threads_train_and_the_others_are_back_even_after_a_failure(t
 
         def remove_callback(self, callback: Any) -> None: ...
 
+        def add_callback(self, callback: Any) -> None: ...
+
         def train(self, resume_from_checkpoint: str | None) -> None:
             self.trained_with = torch.get_num_threads()
             raise OSError("disk full")

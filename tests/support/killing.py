@@ -21,11 +21,13 @@ from aligner_chain.exchange import Correction, Exchange, edits_between
 from aligner_chain.serving import read_served
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
+from bootstrap.evaluation import GatePolicy
 from bootstrap.measures import Yardstick
 from bootstrap.registry import Registry
 from bootstrap.rounds import Ledger, RoundConfig, Rounds
 from bootstrap.rounds.artifacts import tree_sha256
 from bootstrap.store import CorrectionStore
+from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
 
 STEPS, SAVE_EVERY = 6, 2
@@ -57,6 +59,10 @@ def config(folder: Path, models: Path) -> RoundConfig:
         aligner=AlignerTrainingSettings(
             warm_up=None,
             correction=replace(micro.settings(STEPS, save_every=SAVE_EVERY, threads=1), learning_rate=1e-4),
+        ),
+        launcher=Launcher.here(),
+        policy=GatePolicy(
+            alpha=0.5, criterion_margin=1.0, refusal_margin=1.0, damaged=1.0, length_ratio=None, health={}
         ),
         margin=1.0,
         pair_margin=1.0,
