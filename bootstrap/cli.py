@@ -18,6 +18,7 @@ from bootstrap.commands import (
     data,
     demo,
     feedback,
+    gate,
     registry,
     review,
     rounds,
@@ -29,7 +30,21 @@ from bootstrap.commands import (
 from bootstrap.commands import eval as evaluation
 from bootstrap.errors import BootstrapError
 
-SUBJECTS = (demo, annotate, training, store, stats, feedback, review, data, evaluation, rounds, schedule, registry)
+SUBJECTS = (
+    demo,
+    annotate,
+    training,
+    store,
+    stats,
+    feedback,
+    review,
+    data,
+    evaluation,
+    rounds,
+    gate,
+    schedule,
+    registry,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

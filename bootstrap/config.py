@@ -12,6 +12,8 @@ from aligner_chain.engines.base import Sampling
 from aligner_chain.errors import ConfigurationError
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
+from bootstrap.errors import JudgeError
+from bootstrap.evaluation import GatePolicy
 from bootstrap.judges import load_callable
 from bootstrap.measures import Yardstick
 from bootstrap.pairs import read_triples
@@ -44,6 +46,10 @@ learning_rate = 5e-6
 batch = 32
 lora = {r = 16, lora_alpha = 32, target_modules = "all-linear", task_type = "CAUSAL_LM"}
 
+[policy]
+alpha = 0.05                      # of all promotions over the rounds, the share that may be no improvement
+criterion_margin = 0.02           # so much may each criterion lose, as a share
+
 [launcher]
 timeout_s = 86400                 # optional: after so long a training is ended
 # processes = 4                   # one for each GPU
@@ -61,7 +67,7 @@ _PATHS = ("base_upstream", "base_aligner", "home")
 _DATABASES = ("store", "registry")
 _NAMES = ("judge", "verifier", "annotator")
 _NUMBERS = ("least_pairs", "annotations", "regenerate", "margin", "pair_margin", "examples", "tries", "seed")
-_TABLES = ("gold", "answering", "dpo", "launcher", "aligner")
+_TABLES = ("gold", "answering", "dpo", "launcher", "policy", "aligner")
 
 
 def read_config(path: Path) -> RoundConfig:
@@ -77,7 +83,13 @@ def read_config(path: Path) -> RoundConfig:
         message = f"{path} lacks {', '.join(missing)}. A whole file looks like this:\n\n{EXAMPLE}"
         raise ConfigurationError(message)
     loaded = {name: load_callable(values[name]) for name in _NAMES if name in values}
-    folder = path.absolute().parent
+    try:
+        return _config(values, loaded, path.absolute().parent)
+    except JudgeError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path) -> RoundConfig:
     return RoundConfig(
         **{name: folder / values[name] for name in _PATHS if name in values},
         store=_url_or_path(folder, values["store"]),
@@ -90,6 +102,7 @@ def read_config(path: Path) -> RoundConfig:
         answering=_answering(values.get("answering", {})),
         dpo=_settings(DPOSettings, values.get("dpo", {}), "[dpo]"),
         aligner=_aligner(values.get("aligner", {})),
+        policy=_settings(GatePolicy, values.get("policy", {}), "[policy]"),
         launcher=_launcher(folder, values.get("launcher", {})),
     )
 

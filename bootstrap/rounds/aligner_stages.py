@@ -19,7 +19,7 @@ from bootstrap.evaluation import GateResult, non_inferiority_gate, over_editing_
 from bootstrap.judges import fully_right
 from bootstrap.measures import Measured, share_figures
 from bootstrap.pairs import manifest, read_triples, triples, write_triples
-from bootstrap.registry import Kind, Version
+from bootstrap.registry import Kind, PairVersion, Version
 from bootstrap.rounds.artifacts import (
     read_any,
     read_corrections,
@@ -173,15 +173,22 @@ def gate(work: Work, out: Path) -> Result:
 
 
 def promote(work: Work, out: Path) -> Result:
-    """Gives both models their versions and serves them, if the pair that they were compared with still is served."""
+    """Serves the new pair, if the pair that it was compared with still is served."""
+    pair = register(work)
+    served = work.registry.served()
+    if served is None or served.number != pair.number:  # else killed right after it was promoted
+        work.registry.promote(pair, expected=work.parent, fence=work.fence)
+    work.say(f"promoted pair {pair.number}: {' with '.join(version.identity for version in pair.versions)}")
+    return {"pair": pair.number}
+
+
+def register(work: Work) -> PairVersion:
+    """Gives both models their versions and notes that they are a pair; the same again for a round that was killed."""
     upstream = _version(work, "upstream", work.folders["train_upstream"] / "model", work.results["freeze"]["pairs"])
     aligner = _version(work, "aligner", _aligner(work), work.results["triples"]["data"], upstream=upstream)
+    made = [pair for pair in work.registry.pairs() if pair.figures.get("round") == work.number]
     figures = {**work.results["evaluate_pair"]["candidate_on_new"], "round": work.number}
-    served = work.registry.served()
-    if served is None or served.figures.get("round") != work.number:  # else killed right after it was promoted
-        served = work.registry.promote(upstream, aligner, figures=figures, expected=work.parent, fence=work.fence)
-    work.say(f"promoted pair {served.number}: {upstream.identity} with {aligner.identity}")
-    return {"pair": served.number, "upstream": upstream.number, "aligner": aligner.number}
+    return made[-1] if made else work.registry.register_pair(upstream, aligner, figures=figures, fence=work.fence)
 
 
 def _version(work: Work, kind: Kind, source: Path, data: Result, upstream: Version | None = None) -> Version:

@@ -12,7 +12,7 @@ from aligner_chain.exchange import Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.evaluation import GatePolicy
-from bootstrap.judges import Annotator, Verifier
+from bootstrap.judges import Annotator, Verifier, require_independent
 from bootstrap.measures import Yardstick
 from bootstrap.pairs import Triple
 from bootstrap.rounds.artifacts import json_sha256, tree_sha256
@@ -49,6 +49,9 @@ class RoundConfig:
         regenerate: at most so many training prompts are answered anew.
         examples: so many answers and corrections of held-out prompts are kept for the report.
         tries: how often a stage may be begun; a kill counts. `retry` allows as many again.
+
+    Raises:
+        JudgeError: judge, verifier and annotator are not independent of each other.
     """
 
     store: str | Path
@@ -75,6 +78,9 @@ class RoundConfig:
     examples: int = 12
     tries: int = 3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_independent(judge=self.yardstick.judge, verifier=self.verifier, annotator=self.annotator)
 
 
 def fingerprint(config: RoundConfig) -> dict[str, str]:

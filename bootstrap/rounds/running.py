@@ -225,7 +225,7 @@ class Rounds:
             else:
                 self._attempt(ledger, work, stage, before)
             if ends := work.results[stage.name].get("ends"):
-                return ends[0], ends[1]
+                return ends[0], f"{ends[1]}{_kept_as_challenger(work) if ends[0] == 'held' else ''}"
         return "promoted", "every gate was passed"
 
     def _attempt(self, ledger: Ledger, work: Work, stage: Stage, before: StageRun | None) -> None:
@@ -306,6 +306,14 @@ def _fail(ledger: Ledger, work: Work, stage: Stage, error: Exception) -> NoRetur
         f"Round {work.number} stopped at {stage.name}: {error}\nPair {work.parent.number} is still served. When the reason is "
         "mended:  aligner-bootstrap round resume --config round.toml"
     ) from error
+
+
+def _kept_as_challenger(work: Work) -> str:
+    """Keeps a pair on which the gates could not decide, for a person to; says how."""
+    if "evaluate_pair" not in work.folders:
+        return ""
+    number = aligner_stages.register(work).number
+    return f". It is kept as pair {number}; to serve it all the same:  aligner-bootstrap promote {number}"
 
 
 def _served(registry: Registry) -> PairVersion:

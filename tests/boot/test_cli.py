@@ -39,7 +39,7 @@ def train(data: Path, base: Path, out: Path, *options: str) -> int:
 
 COMMANDS = (
     "",
-    *("demo", "annotate", "train-aligner", "schedule", "promote", "rollback", "eval judge"),
+    *("demo", "annotate", "train-aligner", "schedule", "promote", "rollback", "eval judge", "gate explain"),
     *(f"round {name}" for name in ("run", "resume", "retry", "status", "list", "abort")),
     *(f"registry {name}" for name in ("list", "verify", "gc", "sync", "export", "push", "pull")),
     *("store status", "store upgrade", "delete", "stats", "feedback", "review", "pairs", "export", "import"),
@@ -122,12 +122,17 @@ def config(folder: Path, text: str) -> Path:
     return path
 
 
+MY_DESK = "".join(f"def {role}(rows):\n    return []\n\n\n" for role in ("judge", "verify", "annotate"))
+
+
 def test_the_example_is_a_valid_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_desk.py").write_text("judge = verify = annotate = lambda rows: []\n", encoding="utf-8")
+    (tmp_path / "my_desk.py").write_text(MY_DESK, encoding="utf-8")
     (tmp_path / "gold.jsonl").write_text('{"question": "q", "answer": "a", "correction": "c"}\n', encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     read = read_config(config(tmp_path, EXAMPLE))
-    assert read.store == tmp_path / "corrections.db"
+    assert read.store == str(tmp_path / "corrections.db")
+    assert read.launcher.timeout_s == 86400
+    assert read.policy.criterion_margin == 0.02
     assert read.dpo.lora == {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     assert read.aligner.warm_up is not None
     assert len(read.gold) == 1
@@ -141,12 +146,13 @@ def test_the_example_is_a_valid_config(tmp_path: Path, monkeypatch: pytest.Monke
         ("store = \n", "cannot be read as TOML"),
         (EXAMPLE.replace("my_desk:judge", "no_such_module:judge"), "does not name a Python object"),
         (EXAMPLE.replace("[dpo]", "[dpo]\nbetta = 1"), "betta, which is not known"),
+        (EXAMPLE.replace("my_desk:verify", "my_desk:judge"), "the judge and the verifier"),
     ],
 )
 def test_a_bad_config_is_explained(
     text: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_desk.py").write_text("judge = verify = annotate = lambda rows: []\n", encoding="utf-8")
+    (tmp_path / "my_desk.py").write_text(MY_DESK, encoding="utf-8")
     (tmp_path / "gold.jsonl").write_text('{"question": "q", "answer": "a", "correction": "c"}\n', encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["round", "run", "--config", str(config(tmp_path, text))]) == 2
