@@ -146,7 +146,7 @@ def test_the_example_is_a_valid_config(tmp_path: Path, monkeypatch: pytest.Monke
         ("store = \n", "cannot be read as TOML"),
         (EXAMPLE.replace("my_desk:judge", "no_such_module:judge"), "does not name a Python object"),
         (EXAMPLE.replace("[dpo]", "[dpo]\nbetta = 1"), "betta, which is not known"),
-        (EXAMPLE.replace("my_desk:verify", "my_desk:judge"), "the judge and the verifier"),
+        (EXAMPLE.replace("my_desk:verify", "my_desk:judge"), "judge and the verifier are the same"),
     ],
 )
 def test_a_bad_config_is_explained(
