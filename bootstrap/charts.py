@@ -259,10 +259,11 @@ def _row(row: Row, y: float) -> list[str]:
         low, high = (_across(end) for end in row.interval)
         bar = (f"M{low:g} {y:g}H{high:g}", f"M{low:g} {y - 5:g}v10", f"M{high:g} {y - 5:g}v10")
         parts.append(_whisker(row.dots[-1].style, *bar))
-    moves = [dot for dot in row.dots if dot.style == row.dots[0].style]
-    if len(moves) > 1:
-        start, end = _across(moves[0].value), _across(moves[-1].value)
-        parts.append(f'<line class="move {moves[0].style}" x1="{start:g}" x2="{end:g}" y1="{y:g}" y2="{y:g}"/>')
+    for style in dict.fromkeys(dot.style for dot in row.dots):
+        places = [_across(dot.value) for dot in row.dots if dot.style == style]
+        if len(places) > 1:
+            ends = f'x1="{places[0]:g}" x2="{places[-1]:g}"'
+            parts.append(f'<line class="move {style}" {ends} y1="{y:g}" y2="{y:g}"/>')
     parts += [_dot(dot, y) for dot in row.dots]
     parts.append(f'<text class="figure" x="{WIDTH - VALUES + 14}" y="{y + 5:g}">{escape(row.figure)}</text>')
     return parts

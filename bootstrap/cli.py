@@ -20,6 +20,7 @@ from bootstrap.commands import (
     feedback,
     gate,
     registry,
+    report,
     review,
     rounds,
     schedule,
@@ -43,6 +44,7 @@ SUBJECTS = (
     rounds,
     gate,
     schedule,
+    report,
     registry,
 )
 

@@ -58,7 +58,7 @@ class TrainingSettings:
     learning_rate: float = 2e-5
     warmup: float = 0.03
     seed: int = 0
-    save_every: int = 0
+    save_every: int = 200
     bucketed: bool = False
     threads: int | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

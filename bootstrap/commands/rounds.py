@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +69,44 @@ def _run(arguments: argparse.Namespace) -> int:
     rounds = _rounds(arguments)
     if arguments.start and rounds.open_registry().served() is None:
         register_start(rounds.config, say=rounds.say)
-    return _show_result(arguments, rounds.run())
+    with reported(rounds):
+        return _show_result(arguments, rounds.run())
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    return _show_result(arguments, _rounds(arguments).resume())
+    rounds = _rounds(arguments)
+    with reported(rounds):
+        return _show_result(arguments, rounds.resume())
 
 
 def _retry(arguments: argparse.Namespace) -> int:
-    return _show_result(arguments, _rounds(arguments).retry(arguments.stage))
+    rounds = _rounds(arguments)
+    with reported(rounds):
+        return _show_result(arguments, rounds.retry(arguments.stage))
+
+
+@contextmanager
+def reported(rounds: Rounds) -> Iterator[None]:
+    """Writes the page of the newest round, and the index, however the round ended."""
+    try:
+        yield
+    finally:
+        _report(rounds)
+
+
+def _report(rounds: Rounds) -> None:
+    from aligner_chain.errors import AlignerError
+    from bootstrap.report import write_reports
+    from bootstrap.rounds import Ledger
+
+    try:
+        made = Ledger(rounds.open_registry().database).rounds()
+        if made:
+            number, config = made[-1].number, rounds.config
+            written = write_reports(config.home, database=config.registry, round=number)
+            rounds.say(f"report: {written.rounds[number]}")
+    except AlignerError as error:  # how the round ended is what the caller must hear
+        rounds.say(f"no report was written: {error}")
 
 
 def _rounds(arguments: argparse.Namespace) -> Rounds:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bootstrap.commands.base import add_command, say, say_to_stderr
+from bootstrap.commands.rounds import reported
 
 if TYPE_CHECKING:
     from bootstrap.scheduler import RoundOutcome, Rounds, Schedule, Scheduler
@@ -62,7 +63,8 @@ def make_rounds(path: Path) -> Rounds:
     from bootstrap.rounds import Rounds as RoundsOfOne
     from bootstrap.scheduler.ledger_rounds import LedgerRounds
 
-    return LedgerRounds(rounds=RoundsOfOne(config=read_config(path), say=say_to_stderr))
+    rounds = RoundsOfOne(config=read_config(path), say=say_to_stderr)
+    return LedgerRounds(rounds=rounds, around=lambda: reported(rounds))
 
 
 def _schedule(arguments: argparse.Namespace) -> int:

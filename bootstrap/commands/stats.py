@@ -195,7 +195,7 @@ def _groups(kind: str, groups: Mapping[str, Group]) -> str:
 
 
 def _cost(found: Statistics) -> str:
-    from bootstrap.stats.page import in_seconds
+    from bootstrap.markup import in_seconds
 
     def row(name: str, one: Quantiles | None, shown: Any) -> list[tuple[str, ...]]:
         return [] if one is None else [(name, shown(one.median), shown(one.p95), f"{one.stored:,}")]

@@ -3,7 +3,7 @@
     freeze -> DPO -> measure, gate -> answer anew -> correct -> verify, annotate -> train the Aligner -> calibrate
            -> measure, gate -> promote the pair
 
-Each step is a stage of the ledger (`bootstrap.rounds.running.STAGES`). Nothing is served before both gates were passed; the
+Each step is a stage of the ledger (`bootstrap.rounds.stages.STAGES`). Nothing is served before both gates were passed; the
 pair that is served stays as it is whatever fails or is killed on the way, and a round that stopped can be resumed.
 """
 
@@ -13,7 +13,8 @@ from bootstrap.rounds.config import RoundConfig
 from bootstrap.rounds.ledger import Ledger
 from bootstrap.rounds.nulls import NULLS, REFUSAL, copy_corrector, refuse_corrector
 from bootstrap.rounds.result import RoundResult
-from bootstrap.rounds.running import STAGE_NAMES, Rounds, abort
+from bootstrap.rounds.running import Rounds, abort
+from bootstrap.rounds.stages import STAGE_NAMES
 from bootstrap.rounds.start import register_start
 from bootstrap.rounds.values import Round, StageRun
 from bootstrap.rounds.work import Say

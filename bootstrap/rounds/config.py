@@ -90,13 +90,25 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
     """
     settings = {
         name: json_sha256(_plain(getattr(config, name)))
-        for name in ("annotations", "gold", "known_right", "unrelated", "answering", "dpo", "aligner", "policy", "seed")
+        for name in (
+            "annotations",
+            "gold",
+            "known_right",
+            "unrelated",
+            "answering",
+            "dpo",
+            "aligner",
+            "policy",
+            "margin",
+            "pair_margin",
+            "least_pairs",
+            "regenerate",
+            "seed",
+        )
     }
-    numbers = {name: getattr(config, name) for name in ("margin", "pair_margin", "least_pairs", "regenerate")}
     judges = {"judge": config.yardstick.judge, "verifier": config.verifier, "annotator": config.annotator}
     return {
         **settings,
-        "numbers": json_sha256(numbers),
         **{name: _name(one) for name, one in judges.items()},
         **{name: tree_sha256(getattr(config, name)) for name in ("base_upstream", "base_aligner")},
         **{f"package {name}": _version(name) for name in PACKAGES},

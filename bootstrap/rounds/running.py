@@ -1,9 +1,4 @@
-"""Running a round: stage after stage, each done once, whatever is killed in between.
-
-A stage writes into a folder of its own with a temporary name. When it is complete and on the disk it gets its name in one
-step, and then its row in the ledger says that it is done. Whoever resumes goes by that: a stage with a row is not run
-again, a folder with a name but without a row is taken over, all else is begun anew.
-"""
+"""Rounds as a whole: begun once, by one process at a time, resumed, given up."""
 
 from __future__ import annotations
 
@@ -11,71 +6,33 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
 
 from bootstrap.database.fences import Fence
 from bootstrap.database.leases import Leases
 from bootstrap.errors import (
-    LeaseLostError,
     NotEnoughPairsError,
     RegistryError,
     RoundBusyError,
     RoundChangedError,
     RoundError,
-    RoundStoppedError,
-    StageError,
-    TriesSpentError,
 )
-from bootstrap.files import sync, sync_tree, write_synced
+from bootstrap.files import write_synced
 from bootstrap.registry import PairVersion, Registry
-from bootstrap.rounds import aligner_stages, examples, upstream_stages
-from bootstrap.rounds.artifacts import json_sha256, tree_sha256
+from bootstrap.rounds import examples
+from bootstrap.rounds.artifacts import json_sha256, read_rows
 from bootstrap.rounds.config import RoundConfig, fingerprint
 from bootstrap.rounds.ledger import Ledger
 from bootstrap.rounds.result import RoundResult
-from bootstrap.rounds.values import Round, RoundStatus, StageRun
+from bootstrap.rounds.stages import STAGE_NAMES, Runner, Watch
+from bootstrap.rounds.values import Round
 from bootstrap.rounds.work import Say, Work
+from bootstrap.store import CorrectionStore
 
-RESULT, PLAN = "result.json", "plan.json"
-
-Moment = Literal["begun", "written", "synced", "renamed", "committed"]
-Watch = Callable[[str, Moment], None]
-"""Is told the stage and how far it is: `begun`, `written` (nothing is on the disk for sure), `synced`, `renamed`, `committed`."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of a round: a pure function of the settings and of what the stages before it left.
-
-    `run` writes files into the folder that it is given and returns what the ledger keeps. A result with `ends`, a status and
-    a reason, ends the round.
-    """
-
-    name: str
-    run: Callable[[Work, Path], Mapping[str, Any]]
-
-
-STAGES = (
-    Stage("freeze", upstream_stages.freeze),
-    Stage("train_upstream", upstream_stages.train),
-    Stage("evaluate_upstream", upstream_stages.evaluate),
-    Stage("gate_upstream", upstream_stages.gate),
-    Stage("regenerate", aligner_stages.regenerate),
-    Stage("correct", aligner_stages.correct),
-    Stage("verify", aligner_stages.verify),
-    Stage("annotate", aligner_stages.annotate),
-    Stage("triples", aligner_stages.build_triples),
-    Stage("train_aligner", aligner_stages.train),
-    Stage("calibrate", aligner_stages.calibrate),
-    Stage("evaluate_pair", aligner_stages.evaluate),
-    Stage("gate_pair", aligner_stages.gate),
-    Stage("promote", aligner_stages.promote),
-)
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
+PLAN = "plan.json"
 
 
 def _silent(*told: object) -> None:
@@ -182,8 +139,25 @@ class Rounds:
                 f"Round {found.number} was to improve on pair {found.parent}, and pair {parent.number} is served by now.\n"
                 f"Give it up and begin anew:  aligner-bootstrap round abort {found.number}"
             )
+        self._refuse_deleted(registry, found)
         self.say(f"round {found.number} is resumed")
         return self._go(registry, fence, found, parent, parts)
+
+    def _refuse_deleted(self, registry: Registry, found: Round) -> None:
+        """Refuses to train on what was deleted from the store since it was taken out of it."""
+        frozen = found.stage("freeze")
+        if frozen is None or frozen.status != "done":
+            return
+        ids = _root(registry, found.number) / f"{frozen.stage}-{frozen.attempt}" / "ids.jsonl"
+        if not ids.exists():  # then the stage is not as it was left, which is found out before anything goes on from it
+            return
+        with closing(CorrectionStore(self.config.store)) as store:
+            deleted = store.deleted(read_rows(ids))
+        if deleted:
+            raise RoundChangedError(
+                f"{len(deleted)} of the corrections that round {found.number} would train on were deleted since.\n"
+                f"Give it up, which removes its copies, and begin anew:  aligner-bootstrap round abort {found.number}"
+            )
 
     def _go(
         self, registry: Registry, fence: Fence, planned: Round, parent: PairVersion, parts: Mapping[str, str]
@@ -204,7 +178,7 @@ class Rounds:
             progress=self.progress,
         )
         try:
-            status, reason = self._stages(ledger, work, planned)
+            status, reason = Runner(ledger=ledger, work=work, watch=self.watch, stop=self.stop).run(planned)
         except NotEnoughPairsError as error:
             ledger.end(planned.number, "skipped", str(error).partition("\n")[0])
             _remove_ended(registry, ledger)
@@ -213,63 +187,6 @@ class Rounds:
         ended = ledger.end(planned.number, status, reason, pair=work.results.get("promote", {}).get("pair"))
         _remove_ended(registry, ledger)
         return RoundResult.of(ended, registry.served(), time.monotonic() - started)
-
-    def _stages(self, ledger: Ledger, work: Work, planned: Round) -> tuple[RoundStatus, str]:
-        for stage in STAGES:
-            if self.stop is not None and self.stop.is_set():
-                raise RoundStoppedError(f"Round {work.number} was stopped before {stage.name}; it can be resumed.")
-            before = planned.stage(stage.name)
-            if before is not None and before.status == "done":
-                _check_left(work, before)
-                work.results[stage.name], work.folders[stage.name] = before.result, _left(work, before)
-            else:
-                self._attempt(ledger, work, stage, before)
-            if ends := work.results[stage.name].get("ends"):
-                return ends[0], f"{ends[1]}{_kept_as_challenger(work) if ends[0] == 'held' else ''}"
-        return "promoted", "every gate was passed"
-
-    def _attempt(self, ledger: Ledger, work: Work, stage: Stage, before: StageRun | None) -> None:
-        if before is not None and before.status == "running" and _left(work, before).is_dir():
-            self.say(f"{stage.name} was done when the round was killed")
-            return self._commit(ledger, work, stage, _left(work, before))
-        if before is not None and before.tries >= self.config.tries:
-            raise TriesSpentError(
-                f"Round {work.number} stopped at {stage.name}, which was begun {before.tries} times"
-                f"{f' and last said: {before.error}' if before.error else ' and never came to its end'}.\n"
-                "When the reason is mended:  aligner-bootstrap round retry --config round.toml --stage " + stage.name
-            )
-        attempt = ledger.begin(work.number, stage.name)
-        self.watch(stage.name, "begun")
-        for old in work.root.glob(f"{stage.name}-*"):
-            shutil.rmtree(old)
-        try:
-            folder = self._run(work, stage, attempt)
-        except (NotEnoughPairsError, LeaseLostError):
-            raise
-        except Exception as error:  # noqa: BLE001 - judges and annotators are the user's: whatever stops one fails the stage
-            _fail(ledger, work, stage, error)
-        return self._commit(ledger, work, stage, folder)
-
-    def _run(self, work: Work, stage: Stage, attempt: int) -> Path:
-        folder = work.root / f"{stage.name}-{attempt}"
-        unfinished = work.root / f"{folder.name}.tmp"
-        unfinished.mkdir()
-        result = stage.run(work, unfinished)
-        (unfinished / RESULT).write_text(json.dumps(result), encoding="utf-8")
-        self.watch(stage.name, "written")
-        sync_tree(unfinished)
-        self.watch(stage.name, "synced")
-        unfinished.rename(folder)
-        sync(work.root)
-        self.watch(stage.name, "renamed")
-        return folder
-
-    def _commit(self, ledger: Ledger, work: Work, stage: Stage, folder: Path) -> None:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        ledger.finish(work.number, stage.name, result, tree_sha256(folder))
-        work.results[stage.name], work.folders[stage.name] = result, folder
-        shutil.rmtree(work.scratch(stage.name), ignore_errors=True)
-        self.watch(stage.name, "committed")
 
     def _same_parts(self, registry: Registry, found: Round) -> Mapping[str, str]:
         """What the round was begun with, which must be what is there now."""
@@ -300,22 +217,6 @@ def abort(registry: Registry, number: int, reason: str) -> Round:
     return ended
 
 
-def _fail(ledger: Ledger, work: Work, stage: Stage, error: Exception) -> NoReturn:
-    ledger.fail(work.number, stage.name, f"{type(error).__name__}: {error}")
-    raise StageError(
-        f"Round {work.number} stopped at {stage.name}: {error}\nPair {work.parent.number} is still served. When the reason is "
-        "mended:  aligner-bootstrap round resume --config round.toml"
-    ) from error
-
-
-def _kept_as_challenger(work: Work) -> str:
-    """Keeps a pair on which the gates could not decide, for a person to; says how."""
-    if "evaluate_pair" not in work.folders:
-        return ""
-    number = aligner_stages.register(work).number
-    return f". It is kept as pair {number}; to serve it all the same:  aligner-bootstrap promote {number}"
-
-
 def _served(registry: Registry) -> PairVersion:
     served = registry.served()
     if served is None or served.upstream is None:
@@ -328,19 +229,6 @@ def _served(registry: Registry) -> PairVersion:
 
 def _root(registry: Registry, number: int) -> Path:
     return registry.home / "rounds" / str(number)
-
-
-def _left(work: Work, run: StageRun) -> Path:
-    return work.root / f"{run.stage}-{run.attempt}"
-
-
-def _check_left(work: Work, run: StageRun) -> None:
-    folder = _left(work, run)
-    if not folder.is_dir() or tree_sha256(folder) != run.sha256:
-        raise RoundChangedError(
-            f"What {run.stage} left in {folder} was changed or is gone, so round {work.number} cannot go on from there.\n"
-            f"Run it again:  aligner-bootstrap round retry --config round.toml --stage {run.stage}"
-        )
 
 
 def _remove_ended(registry: Registry, ledger: Ledger) -> None:

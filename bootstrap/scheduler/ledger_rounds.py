@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from bootstrap.database.fences import Fence
@@ -23,9 +25,14 @@ class LedgerRounds:
 
     A round that cannot come to its end is given up, so that it does not keep the next fire from its round: one of whose
     stages was tried as often as it may be, or that was begun with other settings than there are now.
+
+    Args:
+        rounds: what they are made of.
+        around: is entered before a round and left after it, to write its report.
     """
 
     rounds: Rounds
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def run(self, fire_key: str, *, fence: Fence, stop: threading.Event) -> RoundOutcome | None:
         """As `bootstrap.scheduler.Rounds.run`. The rounds' own lease keeps others out, so the schedule's is not asked."""
@@ -36,7 +43,8 @@ class LedgerRounds:
         if begun is not None and begun.finished:
             return None
         try:
-            result = rounds.run(fire_key=fire_key) if begun is None else rounds.resume()
+            with self.around():
+                result = rounds.run(fire_key=fire_key) if begun is None else rounds.resume()
         except NotEnoughPairsError as error:
             return self._outcome(fire_key, "held", error)
         except RoundStoppedError as error:

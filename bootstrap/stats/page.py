@@ -10,8 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from html import escape
 
-from bootstrap.charts import Dot, Layer, Line, Row, column_chart, line_chart, row_chart, thinned
-from bootstrap.markup import as_count, in_percent, in_tenths, page, table
+from bootstrap.charts import Dot, Layer, Line, Row, column_chart, thinned
+from bootstrap.markup import (
+    as_count,
+    figure,
+    in_percent,
+    in_seconds,
+    in_tenths,
+    line_figure,
+    page,
+    row_figure,
+    short,
+    table,
+    tiles,
+)
 from bootstrap.stats.figures import By, Group, Opinions, Quantiles, Statistics
 
 MOST_COLUMNS = 90
@@ -59,17 +71,14 @@ def _subtitle(statistics: Statistics, source: str) -> str:
 
 def _headline(statistics: Statistics) -> str:
     total, said = statistics.total, statistics.feedback
-    tiles = [
+    shown = [
         ("Answers, estimated", "", as_count(total.estimated)),
         ("Records stored", "", as_count(total.stored)),
         ("Corrected", "aligner", in_tenths(total.changed_share)),
         *([("Thumbs up", "", in_percent(said.up_share))] if said.up_share is not None else []),
         *([("Reviews that agree", "", in_percent(said.accepted_share))] if said.accepted_share is not None else []),
     ]
-    shown = "".join(
-        f'<div><dt>{escape(name)}</dt><dd class="{style}">{escape(value)}</dd></div>\n' for name, style, value in tiles
-    )
-    return f'<dl class="tiles">\n{shown}</dl>\n'
+    return tiles(shown)
 
 
 def _over_time(statistics: Statistics) -> str:
@@ -83,9 +92,7 @@ def _over_time(statistics: Statistics) -> str:
     key = "".join(f'<li class="{layer.style}">{escape(layer.name)}</li>' for layer in layers)
     caption = f"Answers by outcome, estimated, by {statistics.by}."
     words = ". ".join(f"{layer.name}: {as_count(sum(layer.values))} in all" for layer in layers)
-    columns = _figure(
-        caption, lambda: column_chart(caption, words, thinned(ticks), layers), f'<ul class="key">{key}</ul>'
-    )
+    columns = figure(caption, column_chart(caption, words, thinned(ticks), layers), f'<ul class="key">{key}</ul>')
     left_out = len(statistics.periods) - len(shown)
     note = f'<p class="soft">The last {len(shown)}; {left_out:,} before them are not shown.</p>\n' if left_out else ""
     return f"<section>\n<h2>Over time</h2>\n{note}{columns}{_changed_over_time(ticks, shown)}{_outcomes(statistics)}</section>\n"
@@ -97,10 +104,7 @@ def _changed_over_time(ticks: Sequence[str], groups: Mapping[date, Group]) -> st
         return ""
     caption = "Share of answers that were corrected, estimated."
     line = Line(name="corrected", style="aligner", values=shares)
-    words = ", ".join(
-        f"{tick} {in_percent(share)}" for tick, share in zip(ticks, shares, strict=True) if share is not None
-    )
-    return _figure(caption, lambda: line_chart(caption, words, thinned(ticks, 6), [line]))
+    return line_figure(caption, ticks, [line], most=6)
 
 
 def _outcomes(statistics: Statistics) -> str:
@@ -121,20 +125,20 @@ def _criteria(statistics: Statistics) -> str:
     caption = "Corrected answers that broke each criterion, by the Aligner's own word."
     rows = [
         Row(
-            name=_short(name),
+            name=short(name),
             dots=[Dot(value=min(1.0, tally.estimated / corrected), style="aligner")],
             figure=f"{in_percent(tally.estimated / corrected)} · {as_count(tally.estimated)}",
         )
         for name, tally in shown
     ]
-    return f"<section>\n<h2>Criteria</h2>\n{_rows(caption, rows)}</section>\n"
+    return f"<section>\n<h2>Criteria</h2>\n{row_figure(caption, rows)}</section>\n"
 
 
 def _groups(heading: str, caption: str, groups: Mapping[str, Group]) -> str:
     shown = list(groups.items())[:MOST_ROWS]
     rows = [
         Row(
-            name=_short(name),
+            name=short(name),
             dots=[Dot(value=group.changed_share or 0.0, style="aligner")],
             figure=in_tenths(group.changed_share),
         )
@@ -151,7 +155,7 @@ def _groups(heading: str, caption: str, groups: Mapping[str, Group]) -> str:
         ]
         for name, group in shown
     ]
-    return f"<section>\n<h2>{heading}</h2>\n{_rows(caption, rows)}{table(header, cells)}</section>\n"
+    return f"<section>\n<h2>{heading}</h2>\n{row_figure(caption, rows)}{table(header, cells)}</section>\n"
 
 
 def _splits(statistics: Statistics) -> str:
@@ -198,24 +202,5 @@ def _feedback(said: Opinions) -> str:
     return f"<section>\n<h2>What people said</h2>\n{table(['', 'count', 'share'], rows)}</section>\n"
 
 
-def in_seconds(value: float) -> str:
-    """Seconds as text, small ones as milliseconds."""
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.0f} ms"
-
-
 def _part(group: Group, outcome: str) -> str:
     return in_percent(group.estimated_of(outcome) / group.estimated) if group.estimated else "–"
-
-
-def _rows(caption: str, rows: Sequence[Row]) -> str:
-    words = ". ".join(f"{row.name}: {row.figure}" for row in rows)
-    return _figure(caption, lambda: row_chart(caption, words, rows))
-
-
-def _figure(caption: str, chart: Callable[[], str], key: str = "") -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{key}{chart()}</figure>\n"
-
-
-def _short(name: str, most: int = 20) -> str:
-    """A name that fits beside a chart; the table below has it whole."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -130,7 +130,8 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
     assert page.open == []
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     assert not {"src", "href"} & {name for name, _ in page.attributes}
-    assert "http" not in html
+    assert "://" not in html
+    assert "default-src 'none'" in html
     assert "url(" not in html
     assert "@import" not in html
 

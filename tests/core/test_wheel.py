@@ -43,7 +43,7 @@ def test_it_holds_both_packages_whole_and_nothing_else(wheel: zipfile.ZipFile) -
     assert {
         "aligner_chain/py.typed",
         "bootstrap/py.typed",
-        "bootstrap/report.css",
+        "bootstrap/markup.css",
         "aligner_chain/audit/page.css",
     } <= packed
 

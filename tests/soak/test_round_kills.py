@@ -14,7 +14,7 @@ import micro
 import pytest
 
 from bootstrap.rounds import STAGE_NAMES
-from bootstrap.rounds.running import Moment
+from bootstrap.rounds.stages import Moment
 
 pytestmark = pytest.mark.soak
 
