@@ -27,11 +27,11 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "postgres": ("SQLAlchemy", "alembic", "datasketch", "psycopg"),
         "review": ("SQLAlchemy", "alembic", "datasketch", "gradio"),
         "presidio": ("presidio-analyzer",),
-        "train": ("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"),
+        "train": ("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate", "cronsim", "tzdata"),
         "demo": (
             *("langchain-core", "llama-index-core", "llama-index-retrievers-bm25", "SQLAlchemy"),
             *("alembic", "datasketch"),
-            *("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"),
+            *("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate", "cronsim", "tzdata"),
         ),
     }
 )

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
@@ -87,6 +88,9 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
     """What a round's outcome depends on beside its data, part by part: settings, base models, judges, packages.
 
     Where the store and the registry lie, and how often a stage may be tried, are no part of it.
+
+    Raises:
+        ConfigurationError: a base model is not there.
     """
     settings = {
         name: json_sha256(_plain(getattr(config, name)))
@@ -110,9 +114,17 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
     return {
         **settings,
         **{name: _name(one) for name, one in judges.items()},
-        **{name: tree_sha256(getattr(config, name)) for name in ("base_upstream", "base_aligner")},
+        **{name: _model(getattr(config, name)) for name in ("base_upstream", "base_aligner")},
         **{f"package {name}": _version(name) for name in PACKAGES},
     }
+
+
+def _model(folder: Path) -> str:
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"There is no model folder {folder}. Check base_upstream and base_aligner of the round."
+        )
+    return tree_sha256(folder)
 
 
 def _plain(value: Any) -> Any:

@@ -282,7 +282,7 @@ def test_gc_keeps_what_an_unfinished_round_may_read(either):
     assert kept[candidate.identity] == "newer than what was served, and a round is not finished"
     assert weights(either, "upstream") == [1, 3, 4, 5]
     with either.database.write() as connection:
-        connection.execute(update(ROUNDS).values(status="done"))
+        connection.execute(update(ROUNDS).values(status="promoted", ended_ms=1))
     assert len(either.collect_garbage(1, grace_s=0).removed) == 4
     assert weights(either, "upstream") == [3, 4]
 

@@ -384,8 +384,9 @@ def test_six_processes_and_a_killed_leader_run_five_rounds(url: str, tmp_path: P
                     swarm.kill_leader()
                     swarm.set_time(fire + timedelta(seconds=61))
             swarm.wait_for(key, "promoted")
-        attempts = [2 if number == 2 else 1 for number in range(5)]
-        assert swarm.rounds() == {key: ("promoted", one) for key, one in zip(keys, attempts, strict=True)}
+        found = swarm.rounds()
+        assert {key: status for key, (status, _) in found.items()} == dict.fromkeys(keys, "promoted")
+        assert found[keys[2]][1] >= 2  # begun again by the next leader; on a busy machine others may be, too
 
 
 # --- the command ---
@@ -399,12 +400,15 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store) -> Path:
     registry.promote(*made, figures={})
     monkeypatch.setenv("ALIGNER_HOME", str(registry.home))
     monkeypatch.chdir(tmp_path)
-    names = [f'{name} = "some_desk:judge"' for name in ("judge", "verifier")]
+    names = [f'{name} = "some_desk:{name}"' for name in ("judge", "verifier")]
     paths = [
         f'{name} = "{path}"'
         for name, path in (("store", "corrections.db"), ("base_upstream", "u"), ("base_aligner", "a"))
     ]
-    (tmp_path / "some_desk.py").write_text("def judge(rows): raise NotImplementedError\n")
+    roles = "".join(f"def {name}(rows): raise NotImplementedError\n" for name in ("judge", "verifier"))
+    (tmp_path / "some_desk.py").write_text(roles)
+    for folder in ("u", "a"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "round.toml").write_text("\n".join([*names, *paths]))
     return tmp_path / "round.toml"
 

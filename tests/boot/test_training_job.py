@@ -26,7 +26,7 @@ from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.checkpoints import checkpoint_problem, newest_checkpoint
-from bootstrap.config import read_launcher
+from bootstrap.config import read_config
 from bootstrap.errors import TrainingDataError, TrainingFailedError
 from bootstrap.pairs import Pair, write_pairs, write_triples
 from bootstrap.sft import TrainingSettings
@@ -231,8 +231,12 @@ def test_too_little_memory_is_known_by_what_is_said() -> None:
 def test_a_launcher_passes_on_what_it_is_given(tmp_path: Path) -> None:
     config = tmp_path / "fsdp.yaml"
     config.write_text("distributed_type: FSDP\n")
-    (tmp_path / "round.toml").write_text('[launcher]\nconfig = "fsdp.yaml"\narguments = ["--debug"]\ntimeout_s = 9\n')
-    launcher = read_launcher(tmp_path / "round.toml")
+    written = tmp_path / "round.toml"
+    required = (
+        'store = "s"\nbase_upstream = "u"\nbase_aligner = "a"\njudge = "builtins:all"\nverifier = "builtins:any"\n'
+    )
+    written.write_text(f'{required}[launcher]\nconfig = "fsdp.yaml"\narguments = ["--debug"]\ntimeout_s = 9\n')
+    launcher = read_config(written).launcher
     command = launcher.command(tmp_path / "job.json")
     assert command[3:6] == ["--config_file", str(config), "--debug"]
     assert "--num_processes" not in command  # the file says how many
@@ -240,6 +244,6 @@ def test_a_launcher_passes_on_what_it_is_given(tmp_path: Path) -> None:
     for wrong in ({"processes": 0}, {"timeout_s": 0}, {"config": tmp_path / "none.yaml"}):
         with pytest.raises(ConfigurationError):
             Launcher(**wrong)
-    (tmp_path / "round.toml").write_text("[launcher]\ngpus = 1\n")
+    written.write_text(f"{required}[launcher]\ngpus = 1\n")
     with pytest.raises(ConfigurationError, match="gpus"):
-        read_launcher(tmp_path / "round.toml")
+        read_config(written)
