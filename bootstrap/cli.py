@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlignerError as error:
         print(f"aligner-bootstrap: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; without this Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 130
 

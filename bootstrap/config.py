@@ -82,6 +82,7 @@ def read_config(path: Path) -> RoundConfig:
     if missing:
         message = f"{path} lacks {', '.join(missing)}. A whole file looks like this:\n\n{EXAMPLE}"
         raise ConfigurationError(message)
+    _require_types(values, path)
     loaded = {name: load_callable(values[name]) for name in _NAMES if name in values}
     try:
         return _config(values, loaded, path.absolute().parent)
@@ -105,6 +106,14 @@ def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path) 
         policy=_settings(GatePolicy, values.get("policy", {}), "[policy]"),
         launcher=_launcher(folder, values.get("launcher", {})),
     )
+
+
+def _require_types(values: Mapping[str, Any], path: Path) -> None:
+    wanted: dict[str, tuple[Any, str]] = dict.fromkeys((*_PATHS, *_DATABASES, *_NAMES, "gold"), (str, "text"))
+    wanted |= dict.fromkeys(_NUMBERS, (int | float, "a number"))
+    for name, (kind, word) in wanted.items():
+        if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+            raise ConfigurationError(f"In {path} {name} is {values[name]!r} and must be {word}.")
 
 
 def _url_or_path(folder: Path, value: str) -> str:

@@ -8,15 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from bootstrap.commands.base import add_command, say, say_to_stderr
 
 if TYPE_CHECKING:
     from bootstrap.registry import Registry
-    from bootstrap.rounds import Round, RoundResult, Rounds
+    from bootstrap.rounds import Round, RoundConfig, RoundResult, Rounds
 
 PROMOTED, REFUSED = 0, 3
+
+_WIDTH = 100
+"""Characters of a reason in a list; `round status` and `--json` have all of it."""
 
 
 def add(commands: Any) -> None:
@@ -58,7 +62,9 @@ def _add_looking(commands: Any) -> None:
     abort.add_argument("round", type=int, help="its number")
     abort.add_argument("--reason", default="given up by a person", help="what the ledger says of it")
     for parser in (status, list_, abort):
-        parser.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--config", type=Path, help="the file that the rounds are run with: its registry")
+        where.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
         parser.add_argument("--database", metavar="URL", help="its database (default: HOME/registry.db, see the docs)")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -110,12 +116,17 @@ def _report(rounds: Rounds) -> None:
 
 
 def _rounds(arguments: argparse.Namespace) -> Rounds:
-    from bootstrap.config import read_config
     from bootstrap.rounds import Rounds
 
-    sys.path.insert(0, str(Path.cwd()))  # the judge and its like live in the user's folder
     tell = say_to_stderr if arguments.json else say
-    return Rounds(config=read_config(arguments.config), say=tell, progress=not arguments.json)
+    return Rounds(config=_config(arguments.config), say=tell, progress=not arguments.json)
+
+
+def _config(path: Path) -> RoundConfig:
+    from bootstrap.config import read_config
+
+    sys.path.insert(0, str(Path.cwd()))  # the judge and its like live in the user's folder
+    return read_config(path)
 
 
 def _show_result(arguments: argparse.Namespace, result: RoundResult | None) -> int:
@@ -125,7 +136,9 @@ def _show_result(arguments: argparse.Namespace, result: RoundResult | None) -> i
     if arguments.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
-        say(f"Round {result.number} was {result.status} after {result.seconds:.0f} s: {result.reason}.")
+        refused = ", ".join(gate.name for gate in result.gates if not gate.passed)
+        reason = f"not passed: {refused}" if refused else result.reason
+        say(f"Round {result.number} was {result.status} after {result.seconds:.0f} s, {reason}.")
     return PROMOTED if result.status == "promoted" else REFUSED
 
 
@@ -169,7 +182,10 @@ def _ledger(arguments: argparse.Namespace) -> Any:
 def _registry(arguments: argparse.Namespace) -> Registry:
     from bootstrap.registry import Registry
 
-    return Registry(arguments.home, arguments.database)
+    if arguments.config is None:
+        return Registry(arguments.home, arguments.database)
+    config = _config(arguments.config)
+    return Registry(config.home, arguments.database or config.registry)
 
 
 def _as_json(one: Round) -> dict[str, Any]:
@@ -185,7 +201,7 @@ def _as_json(one: Round) -> dict[str, Any]:
 def _line(one: Round) -> str:
     fired = f", fired by {one.fire_key}" if one.fire_key else ""
     made = f", pair {one.pair}" if one.pair is not None else ""
-    reason = f": {one.reason.splitlines()[0]}" if one.reason else ""
+    reason = f": {shorten(one.reason.splitlines()[0], _WIDTH, placeholder=' ...')}" if one.reason else ""
     return f"{one.created:%Y-%m-%d %H:%M} UTC  round {one.number} {one.status}{made}{fired}{reason}"
 
 
@@ -200,3 +216,6 @@ def _lines(one: Round) -> Iterator[str]:
             continue
         seconds = f"{run.seconds:8.1f} s" if run.seconds is not None else f"{'':>10}"
         yield f"  {name:<18} {run.status:<8}{seconds}  attempt {run.attempt}{f'  {run.error}' if run.error else ''}"
+    for gate in one.gates:
+        if gate["decision"] != "promote":
+            yield f"  {gate['name']}: {gate['decision']}, {gate['reason']}"

@@ -68,8 +68,11 @@ def make_rounds(path: Path) -> Rounds:
 
 
 def _schedule(arguments: argparse.Namespace) -> int:
+    from aligner_chain.errors import ConfigurationError
     from bootstrap.scheduler import Schedule
 
+    if arguments.cron is None and arguments.min_pairs is None and arguments.max_age is None:
+        raise ConfigurationError('Say when a round is due: --cron "0 3 * * sun", --min-pairs 500 or --max-age 14d.')
     schedule = Schedule(
         name=arguments.name,
         cron=arguments.cron,

@@ -15,6 +15,7 @@ from aligner_chain.checkpoint import read_metadata, write_metadata
 from aligner_chain.errors import CapabilityError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.tradeoff import Tradeoff, measure
+from bootstrap.errors import JudgeError
 from bootstrap.evaluation import GateResult, non_inferiority_gate, over_editing_gate, share_gate
 from bootstrap.judges import fully_right
 from bootstrap.measures import Measured, share_figures
@@ -58,6 +59,10 @@ def verify(work: Work, out: Path) -> Result:
     """Asks the verifier, which is neither the Aligner nor its annotator, which corrections are fit to learn from."""
     corrections = read_corrections(work.folders["correct"] / "corrections.jsonl")
     confirmed = [bool(fit) for fit in work.config.verifier(corrections)]
+    if len(confirmed) != len(corrections):
+        raise JudgeError(
+            f"The verifier gave {len(confirmed)} verdicts on {len(corrections)} corrections; it must give one on each."
+        )
     write_rows(out / "confirmed.jsonl", confirmed)
     return {"confirmed": sum(confirmed), "refused": len(confirmed) - sum(confirmed)}
 

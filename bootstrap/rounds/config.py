@@ -114,15 +114,16 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
     return {
         **settings,
         **{name: _name(one) for name, one in judges.items()},
-        **{name: _model(getattr(config, name)) for name in ("base_upstream", "base_aligner")},
+        **{name: _folder_sha256(config, name) for name in ("base_upstream", "base_aligner")},
         **{f"package {name}": _version(name) for name in PACKAGES},
     }
 
 
-def _model(folder: Path) -> str:
+def _folder_sha256(config: RoundConfig, name: str) -> str:
+    folder: Path = getattr(config, name)
     if not folder.is_dir():
         raise ConfigurationError(
-            f"There is no model folder {folder}. Check base_upstream and base_aligner of the round."
+            f"{name} is {folder}, and there is no such folder. Give that of the model to start from."
         )
     return tree_sha256(folder)
 

@@ -138,8 +138,8 @@ def _require_unfinished(connection: Connection, number: int) -> None:
     found = _round(connection, number)
     if found.finished:
         raise RoundError(
-            f"Round {number} has ended ({found.status}{f': {found.reason}' if found.reason else ''}); nothing of it was "
-            "changed.\nSee all rounds:  aligner-bootstrap round list"
+            f"Round {number} has ended ({found.status}); nothing of it was changed.\n"
+            "See all rounds:  aligner-bootstrap round list --config round.toml"
         )
 
 
@@ -154,7 +154,9 @@ def _stages(number: int) -> Any:
 def _round(connection: Connection, number: int) -> Round:
     row = connection.execute(select(ROUNDS).where(_R.number == number)).one_or_none()
     if row is None:
-        raise RoundError(f"There is no round {number}.\nSee all rounds:  aligner-bootstrap round list")
+        raise RoundError(
+            f"There is no round {number}.\nSee all rounds:  aligner-bootstrap round list --config round.toml"
+        )
     values = row._asdict()
     created, ended = _time(values.pop("created_ms")), _time(values.pop("ended_ms"))
     stages = tuple(_stage(one) for one in connection.execute(_stages(number)))
@@ -172,7 +174,7 @@ def _busy(row: Row[Any]) -> str:
     return (
         f"Round {row.number} is not ended ({row.status}), and one round is made at a time.\n"
         "Go on with it:  aligner-bootstrap round resume --config round.toml\n"
-        f"Or give it up:  aligner-bootstrap round abort {row.number}"
+        f"Or give it up:  aligner-bootstrap round abort {row.number} --config round.toml"
     )
 
 

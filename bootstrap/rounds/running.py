@@ -120,12 +120,15 @@ class Rounds:
     @contextmanager
     def _alone(self, registry: Registry) -> Iterator[Fence]:
         """The lease without which nobody works at a round; waits as long as a killed process may have had it."""
-        leases, patience = Leases(registry.database), time.monotonic() + 1.5 * self.lease_s
+        leases, patience, told = Leases(registry.database), time.monotonic() + 1.5 * self.lease_s, False
         while (lease := leases.take("round", ttl_s=self.lease_s)) is None:
+            if not told:
+                self.say("waiting for the lease of another process that works at a round, or was killed at one")
+                told = True
             if time.monotonic() > patience:
                 raise RoundBusyError(
                     "Another process works at a round, and one works at a time.\n"
-                    "See how far it is:  aligner-bootstrap round status"
+                    "See how far it is:  aligner-bootstrap round status --config round.toml"
                 )
             time.sleep(min(0.5, self.lease_s / 4))
         with lease.held():
@@ -137,7 +140,7 @@ class Rounds:
         if parent.number != found.parent and not promoted:
             raise RoundChangedError(
                 f"Round {found.number} was to improve on pair {found.parent}, and pair {parent.number} is served by now.\n"
-                f"Give it up and begin anew:  aligner-bootstrap round abort {found.number}"
+                f"Give it up and begin anew:  aligner-bootstrap round abort {found.number} --config round.toml"
             )
         self._refuse_deleted(registry, found)
         self.say(f"round {found.number} is resumed")
@@ -156,7 +159,7 @@ class Rounds:
         if deleted:
             raise RoundChangedError(
                 f"{len(deleted)} of the corrections that round {found.number} would train on were deleted since.\n"
-                f"Give it up, which removes its copies, and begin anew:  aligner-bootstrap round abort {found.number}"
+                f"Give it up, which removes its copies, and begin anew:  aligner-bootstrap round abort {found.number} --config round.toml"
             )
 
     def _go(
@@ -199,7 +202,7 @@ class Rounds:
         raise RoundChangedError(
             f"Round {found.number} was begun with something else than now: {', '.join(changed)}.\n"
             "Put it back as it was and resume, or give the round up and begin anew:  "
-            f"aligner-bootstrap round abort {found.number}"
+            f"aligner-bootstrap round abort {found.number} --config round.toml"
         )
 
 

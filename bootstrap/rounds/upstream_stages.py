@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bootstrap.errors import JudgeError
 from bootstrap.evaluation import Evidence, GateResult, candidate_gates, decide
 from bootstrap.health import LIMITS, health_limits, is_refusal, measure_health
 from bootstrap.judges import fully_right
@@ -53,7 +54,8 @@ def freeze(work: Work, out: Path) -> Result:
     write_triples(out / "vouched.jsonl", vouched)
     write_rows(out / "ids.jsonl", [pair.correction_id for pair in pairs])
     work.say(f"{len(pairs)} pairs from live corrections, left out {dict(found.dropped)}")
-    return {**counts, "vouched": len(vouched), "pairs": manifest(pairs, found.dropped)}
+    data = manifest(pairs, found.dropped)
+    return {**counts, "vouched": len(vouched), "pairs": data, **_ends_without_news(work, data["sha256"])}
 
 
 def train(work: Work, out: Path) -> Result:
@@ -85,6 +87,10 @@ def evaluate(work: Work, out: Path) -> Result:
     for name, (folder, identity) in asked.items():
         answers = work.answers(folder, prompts, identity)
         verdicts = [dict(verdict) for verdict in judge(answers)]
+        if len(verdicts) != len(answers):
+            raise JudgeError(
+                f"The judge gave {len(verdicts)} verdicts on {len(answers)} answers; it must give one on each."
+            )
         write_exchanges(out / f"{name}.jsonl", answers)
         write_rows(out / f"{name}-verdicts.jsonl", verdicts)
         figures[name] = share_figures(verdicts)
@@ -128,6 +134,18 @@ def decided(work: Work, out: Path, gates: Sequence[GateResult]) -> Result:
     if decision.decision == "promote":
         return {"gates": rows}
     return {"gates": rows, "ends": [_ENDS[decision.decision], "; ".join(decision.reasons)]}
+
+
+def _ends_without_news(work: Work, sha256: str) -> Result:
+    """Ends a round that would make a candidate once more that was judged already: each test of it makes the next stricter."""
+    rounds = Ledger(work.registry.database).rounds()
+    same_config = next(one.config_hash for one in rounds if one.number == work.number)
+    for one in rounds:
+        judged = one.config_hash == same_config and one.result("gate_upstream")
+        if judged and one.number != work.number and one.result("freeze")["pairs"]["sha256"] == sha256:
+            reason = f"its pairs are those of round {one.number}, which was {one.status}; collect more, or change the settings"
+            return {"ends": ["skipped", reason]}
+    return {}
 
 
 def _tested(work: Work) -> tuple[int, int]:

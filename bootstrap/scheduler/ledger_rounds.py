@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,8 @@ from bootstrap.errors import (
 )
 from bootstrap.rounds import Ledger, Round, Rounds, abort
 from bootstrap.scheduler.rounds import RoundOutcome, Status
+
+_STATUSES: Mapping[str, Status] = {"promoted": "promoted", "held": "held", "skipped": "held", "rejected": "rejected"}
 
 
 @dataclass(frozen=True, kw_only=True)

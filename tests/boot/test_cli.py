@@ -15,6 +15,7 @@ from bootstrap.cli import main
 from bootstrap.config import EXAMPLE, read_config
 from bootstrap.pairs import write_triples
 from bootstrap.registry import Registry
+from bootstrap.rounds.ledger import Ledger
 
 
 @pytest.fixture
@@ -144,6 +145,8 @@ def test_the_example_is_a_valid_config(tmp_path: Path, monkeypatch: pytest.Monke
         ("store = 1\nnonsense = 2\n", "nonsense, which is not known"),
         ('store = "s"\n', "lacks base_upstream"),
         ("store = \n", "cannot be read as TOML"),
+        (EXAMPLE.replace('"corrections.db" ', "1"), "store is 1 and must be text"),
+        (EXAMPLE.replace("least_pairs = 50", 'least_pairs = "50"'), "least_pairs is '50' and must be a number"),
         (EXAMPLE.replace("my_desk:judge", "no_such_module:judge"), "does not name a Python object"),
         (EXAMPLE.replace("[dpo]", "[dpo]\nbetta = 1"), "betta, which is not known"),
         (EXAMPLE.replace("my_desk:verify", "my_desk:judge"), "judge and the verifier are the same"),
@@ -162,3 +165,17 @@ def test_a_bad_config_is_explained(
 def test_a_missing_config_is_answered_with_an_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["round", "run", "--config", str(tmp_path / "none.toml")]) == 2
     assert "base_upstream" in capsys.readouterr().err
+
+
+def test_a_round_is_looked_at_where_its_config_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a `home` in the file would be no help: the registry of `$ALIGNER_HOME` would be shown."""
+    (tmp_path / "my_desk.py").write_text(MY_DESK, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = 'home = "mine"\n' + "".join(line for line in EXAMPLE.splitlines(keepends=True) if "gold" not in line)
+    Ledger(Registry(tmp_path / "mine").database).plan(config_hash="", parent=1)
+    assert main(["round", "list", "--config", str(config(tmp_path, text))]) == 0
+    assert "round 1 running" in capsys.readouterr().out
+    assert main(["round", "abort", "1", "--config", str(tmp_path / "round.toml")]) == 0
+    assert "round 1 aborted" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import pytest
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.engines.base import Sampling
+from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.serving import read_served
 from bootstrap.aligner_training import AlignerTrainingSettings
@@ -89,6 +90,9 @@ def test_a_candidate_that_is_no_better_is_refused_and_the_served_pair_stays(conf
     result = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
     assert result.status == "held"
     assert result.gates[0].decision == "hold"
+    again = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
+    assert (again.status, again.gates) == ("skipped", ())
+    assert "its pairs are those of round 1" in again.reason
     served = Registry(config.home).served()
     assert served is not None
     assert served.number == start.number
@@ -142,3 +146,9 @@ def test_held_out_prompts_are_in_no_training_set(config: RoundConfig) -> None:
         held_out = {one.question for split in ("gate", "report") for one in store.prompts(split)}
     assert trained
     assert not held_out & {one.exchange.question for one in trained}
+
+
+def test_a_base_that_is_not_there_is_told_before_a_round_is_begun(config: RoundConfig) -> None:
+    with pytest.raises(ConfigurationError, match=r"base_upstream is .* no such folder"):
+        run_round(replace(config, base_upstream=config.base_upstream / "none"))
+    assert not Ledger(Registry(config.home).database).rounds()

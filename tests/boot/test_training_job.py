@@ -232,9 +232,7 @@ def test_a_launcher_passes_on_what_it_is_given(tmp_path: Path) -> None:
     config = tmp_path / "fsdp.yaml"
     config.write_text("distributed_type: FSDP\n")
     written = tmp_path / "round.toml"
-    required = (
-        'store = "s"\nbase_upstream = "u"\nbase_aligner = "a"\njudge = "json:loads"\nverifier = "json:dumps"\n'
-    )
+    required = 'store = "s"\nbase_upstream = "u"\nbase_aligner = "a"\njudge = "json:loads"\nverifier = "json:dumps"\n'
     written.write_text(f'{required}[launcher]\nconfig = "fsdp.yaml"\narguments = ["--debug"]\ntimeout_s = 9\n')
     launcher = read_config(written).launcher
     command = launcher.command(tmp_path / "job.json")
