@@ -144,7 +144,7 @@ def _scheduler(path: Path | None, schedule: Schedule) -> Iterator[Scheduler]:
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT let the running round end; a second one breaks it off, and it is begun again by the next leader."""
+    """SIGTERM and SIGINT let the running stage end; a second one breaks it off. The next leader goes on with the round."""
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
