@@ -118,6 +118,10 @@ def _right(one: Round) -> str:
         ("pair, before", "aligner", dig(pairs.served_on_old, "with_aligner")),
         ("old Aligner, new upstream", "third", dig(pairs.served_on_new, "with_aligner")),
         ("pair, after", "aligner", dig(pairs.candidate_on_new, "with_aligner")),
+        *(
+            (f"null: {name}", "other", found)
+            for name, found in (one.result("evaluate_pair").get("nulls") or {}).items()
+        ),
     ]
     rows = [
         Row(

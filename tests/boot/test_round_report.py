@@ -101,6 +101,7 @@ class Book:
                 "served_on_new": measured(after, held, changed=changed[1] + 0.02, left=0.021),
                 "candidate_on_new": measured(after, new, changed=changed[1]),
                 "kept": {"k": 297, "n": 300},
+                "nulls": {"refuse": {"fully_right": 0.0123, "interval": [0.0, 0.03], "criteria": {}}},
             },
             gate_pair={"gates": [asdict(share_gate("right answers kept", 297, 300, 0.98))]},
         )
@@ -218,6 +219,7 @@ def test_the_figures_on_a_page_are_those_of_the_ledger(book: Book) -> None:
     for gate in one.gates:
         assert gate["name"] in page.text
         assert gate["reason"] in page.text
+    assert "null: refuse 1.2 % 0.0 to 3.0" in page.text
     told = ("1,234", "left out: thumbs down 7", "1,815", "185", "rows: gold 640", "0.9123", "297 of 300")
     for shown in (*told, "chosen fallen share 12.5 %", "keep share 43.1 %", "400 held-out prompts"):
         assert shown in page.text
