@@ -1,7 +1,8 @@
-"""Files that survive a power cut, and the errors by which a disk says that it is full."""
+"""Files that survive a power cut, their hashes, and the errors by which a disk says that it is full."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -47,6 +48,20 @@ def remove_abandoned(parent: Path, prefix: str, older_than_s: float) -> None:
     for path in parent.glob(f"{prefix}*"):
         if time.time() - _last_written(path) > older_than_s:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_sha256(folder: Path) -> str:
+    """The SHA-256 of all files of a folder: their names and their bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def is_disk_error(error: Exception) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from bootstrap.errors import ExportError
+from bootstrap.files import file_sha256
 from bootstrap.pairs.building import Stream
 from bootstrap.pairs.filters import Filters
 
@@ -148,9 +148,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _file(path: Path) -> File:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(sha256=digest, bytes=path.stat().st_size)
+    return File(sha256=file_sha256(path), bytes=path.stat().st_size)
 
 
 def _as_it_was(path: Path, file: File) -> bool:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from bootstrap.errors import RegistryError
-from bootstrap.files import is_disk_error, sync
+from bootstrap.files import file_sha256, is_disk_error, sync
 from bootstrap.registry.values import FileRecord, Verified, Version
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
     """Every file of a folder by its path in it, in the order of their names."""
-    return {name: FileRecord(sha256=_sha256(path), size=path.stat().st_size) for name, path in _files(folder).items()}
+    return {
+        name: FileRecord(sha256=file_sha256(path), size=path.stat().st_size) for name, path in _files(folder).items()
+    }
 
 
 def compare(version: Version, *, hashes: bool) -> Verified:
@@ -75,9 +76,4 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _differs(path: Path, recorded: FileRecord, hashes: bool) -> bool:
-    return path.stat().st_size != recorded.size or (hashes and _sha256(path) != recorded.sha256)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.stat().st_size != recorded.size or (hashes and file_sha256(path) != recorded.sha256)

@@ -1,4 +1,4 @@
-"""What the stages of a round leave for those after them: files of JSON lines, and the hash of a folder."""
+"""What the stages of a round leave for those after them: files of JSON lines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 from aligner_chain.exchange import Correction, Exchange, Turn
 from bootstrap.records import Record, fields_of, record_of
-
-_CHUNK = 1 << 20
 
 T = TypeVar("T")
 
@@ -58,23 +56,6 @@ def read_corrections(path: Path) -> list[Correction]:
 def read_any(read: Callable[[Path], list[T]], path: Path) -> list[T]:
     """The rows of a file as `read` reads them, where it would refuse an empty one."""
     return read(path) if path.stat().st_size else []
-
-
-def tree_sha256(folder: Path) -> str:
-    """The hash of all files of a folder: their names and their bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def json_sha256(value: object) -> str:

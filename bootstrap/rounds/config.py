@@ -13,10 +13,11 @@ from aligner_chain.exchange import Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.evaluation import GatePolicy
+from bootstrap.files import tree_sha256
 from bootstrap.judges import Annotator, Verifier, require_independent
 from bootstrap.measures import Yardstick
 from bootstrap.pairs import Triple
-from bootstrap.rounds.artifacts import json_sha256, tree_sha256
+from bootstrap.rounds.artifacts import json_sha256
 from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
 

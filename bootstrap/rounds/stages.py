@@ -25,9 +25,8 @@ from bootstrap.errors import (
     StageError,
     TriesSpentError,
 )
-from bootstrap.files import sync, sync_tree
+from bootstrap.files import sync, sync_tree, tree_sha256
 from bootstrap.rounds import aligner_stages, upstream_stages
-from bootstrap.rounds.artifacts import tree_sha256
 from bootstrap.rounds.ledger import Ledger
 from bootstrap.rounds.values import Round, RoundStatus, StageRun
 from bootstrap.rounds.work import Work

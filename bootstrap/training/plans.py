@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner_chain.errors import ConfigurationError
-from bootstrap.files import replace_file, write_synced
+from bootstrap.files import file_sha256, replace_file, tree_sha256, write_synced
 
 PLAN = "plan.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
@@ -55,14 +54,7 @@ def versions() -> dict[str, str]:
 
 def fingerprint(path: Path) -> str:
     """The SHA-256 of a file, or of all files in a folder with their names."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for one in sorted(path.rglob("*")):
-        if one.is_file():
-            digest.update(f"{one.relative_to(path).as_posix()}\0{fingerprint(one)}\n".encode())
-    return digest.hexdigest()
+    return file_sha256(path) if path.is_file() else tree_sha256(path)
 
 
 def as_json(value: Any) -> Any:

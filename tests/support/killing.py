@@ -22,10 +22,10 @@ from aligner_chain.serving import read_served
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.evaluation import GatePolicy
+from bootstrap.files import tree_sha256
 from bootstrap.measures import Yardstick
 from bootstrap.registry import Registry
 from bootstrap.rounds import Ledger, RoundConfig, Rounds
-from bootstrap.rounds.artifacts import tree_sha256
 from bootstrap.store import CorrectionStore
 from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
