@@ -31,6 +31,7 @@ base_aligner = "models/aligner"
 judge = "my_desk:judge"           # exchanges -> for each, {criterion: met}
 verifier = "my_desk:verify"       # corrections -> for each, fit to learn from? Must not be the judge.
 annotator = "my_desk:annotate"    # optional: exchanges -> Annotation(text, criteria)
+# preference = "my_desk:better"   # a PreferenceJudge: which of two answers is better, for the gate
 gold = "gold.jsonl"               # optional: rows that are in every training set of the Aligner
 least_pairs = 50
 annotations = 200
@@ -65,7 +66,7 @@ learning_rate = 2e-5
 
 _PATHS = ("base_upstream", "base_aligner", "home")
 _DATABASES = ("store", "registry")
-_NAMES = ("judge", "verifier", "annotator")
+_NAMES = ("judge", "verifier", "annotator", "preference")
 _NUMBERS = ("least_pairs", "annotations", "regenerate", "margin", "pair_margin", "examples", "tries", "seed")
 _TABLES = ("gold", "answering", "dpo", "launcher", "policy", "aligner")
 
@@ -99,6 +100,7 @@ def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path) 
         yardstick=Yardstick(judge=loaded["judge"]),
         verifier=loaded["verifier"],
         annotator=loaded.get("annotator"),
+        preference=loaded.get("preference"),
         gold=tuple(read_triples(folder / values["gold"])) if "gold" in values else (),
         answering=_answering(values.get("answering", {})),
         dpo=_settings(DPOSettings, values.get("dpo", {}), "[dpo]"),

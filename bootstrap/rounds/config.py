@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.evaluation import GatePolicy
 from bootstrap.files import tree_sha256
-from bootstrap.judges import Annotator, Verifier, require_independent
+from bootstrap.judges import Annotator, PreferenceJudge, Verifier, require_independent
 from bootstrap.measures import Yardstick
 from bootstrap.pairs import Triple
 from bootstrap.rounds.artifacts import json_sha256
@@ -35,6 +35,8 @@ class RoundConfig:
         base_upstream: the model folder that every round's candidate starts from.
         base_aligner: the Aligner folder that every round's candidate starts from.
         yardstick: how held-out answers are judged.
+        preference: says which of two answers is better; the gate asks it about held-out prompts until it can decide. None
+            takes the verdicts of the yardstick's judge.
         verifier: confirms corrections before the Aligner is trained on them.
         annotator: repairs what the verifier refused, at most `annotations` rows; None leaves them out.
         gold: rows that are in every training set of the Aligner.
@@ -64,6 +66,7 @@ class RoundConfig:
     home: Path | None = None
     registry: str | None = None
     annotator: Annotator | None = None
+    preference: PreferenceJudge | None = None
     annotations: int = 200
     gold: tuple[Triple, ...] = ()
     known_right: tuple[Exchange, ...] | None = None
@@ -82,7 +85,8 @@ class RoundConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_independent(judge=self.yardstick.judge, verifier=self.verifier, annotator=self.annotator)
+        for judge in (self.yardstick.judge, self.preference):
+            require_independent(judge=judge, verifier=self.verifier, annotator=self.annotator)
 
 
 def fingerprint(config: RoundConfig) -> dict[str, str]:
@@ -111,7 +115,12 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
             "seed",
         )
     }
-    judges = {"judge": config.yardstick.judge, "verifier": config.verifier, "annotator": config.annotator}
+    judges = {
+        "judge": config.yardstick.judge,
+        "preference": config.preference,
+        "verifier": config.verifier,
+        "annotator": config.annotator,
+    }
     return {
         **settings,
         **{name: _name(one) for name, one in judges.items()},
@@ -140,11 +149,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def _name(one: Callable[..., Any] | None) -> str:
+def _name(one: object) -> str:
     """What a judge is called: its function, or the class of the object that is called."""
     if one is None:
         return ""
-    named = one if hasattr(one, "__qualname__") else type(one)
+    named: Any = one if hasattr(one, "__qualname__") else type(one)
     return f"{named.__module__}:{named.__qualname__}"
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from aligner_chain.exchange import Exchange
 from bootstrap.errors import JudgeError
-from bootstrap.evaluation import Evidence, GateResult, candidate_gates, decide
+from bootstrap.evaluation import Evidence, GateResult, candidate_gates, decide, scores_in_random_order
 from bootstrap.health import LIMITS, health_limits, is_refusal, measure_health
 from bootstrap.judges import fully_right
 from bootstrap.measures import share_figures
@@ -113,6 +114,7 @@ def gate(work: Work, out: Path) -> Result:
         lengths=([len(text) for text in answers[0]], [len(text) for text in answers[1]]),
         criteria={name: ([one[name] for one in before], [one[name] for one in after]) for name in before[0]},
         health=work.results["evaluate_upstream"]["health"],
+        scores=_preferences(work, folder),
         seed=work.config.seed,
     )
     tests, promoted = _tested(work)
@@ -146,6 +148,20 @@ def _ends_without_news(work: Work, sha256: str) -> Result:
             reason = f"its pairs are those of round {one.number}, which was {one.status}; collect more, or change the settings"
             return {"ends": ["skipped", reason]}
     return {}
+
+
+def _preferences(work: Work, folder: Path) -> Iterator[float] | None:
+    """The scores of a judge of preference, asked no longer than the gate needs; None where the round has none."""
+    judge = work.config.preference
+    if judge is None:
+        return None
+    before, after = (read_exchanges(folder / f"{name}.jsonl") for name in ("before", "after"))
+
+    def score(some: Sequence[tuple[Exchange, Exchange]]) -> list[float]:
+        old, new = ([one[at] for one in some] for at in (0, 1))
+        return [one.score for one in judge.prefer(old, [one.answer for one in old], [one.answer for one in new])]
+
+    return scores_in_random_order(list(zip(before, after, strict=True)), score, seed=work.config.seed)
 
 
 def _tested(work: Work) -> tuple[int, int]:

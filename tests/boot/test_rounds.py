@@ -18,6 +18,7 @@ from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.errors import NotEnoughPairsError, RegistryError, StageError
 from bootstrap.evaluation import GatePolicy
+from bootstrap.judges import RuleJudge
 from bootstrap.measures import Yardstick
 from bootstrap.registry import Registry
 from bootstrap.rounds import STAGE_NAMES, Ledger, RoundConfig, register_start, run_round
@@ -141,7 +142,9 @@ def test_held_out_prompts_are_in_no_training_set(config: RoundConfig) -> None:
         trained.extend(corrections)
         return micro.verify(corrections)
 
-    run_round(replace(config, verifier=spy))
+    better = RuleJudge({"good": lambda one: one.answer == micro.answer(one.question, "good")})
+    result = run_round(replace(config, verifier=spy, preference=better))
+    assert result.gates[0].passed
     with contextlib.closing(CorrectionStore(config.store)) as store:
         held_out = {one.question for split in ("gate", "report") for one in store.prompts(split)}
     assert trained
