@@ -19,7 +19,7 @@ demo: $(READY)
 	$(OFFLINE) $(BIN)/aligner-bootstrap demo --seed 10 --out demo-out
 
 test: $(READY)
-	$(OFFLINE) $(BIN)/python -m pytest -m "not soak" --benchmark-disable -n auto --dist loadfile
+	$(OFFLINE) $(BIN)/python -m pytest -m "not soak" --benchmark-disable -n auto --maxprocesses 4 --dist loadfile
 
 # Both faces on the lowest versions that pyproject.toml allows.
 test-floor: $(FLOOR)/ready
