@@ -21,6 +21,7 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.errors import AlignerError
 from aligner_chain.policy import Policy
 from aligner_chain.serving import Kind, Served, ServedModel, home, served_model
+from aligner_chain.session import Session
 from aligner_chain.switching import FAILED, SWITCHED, Follower, Lease, Part
 
 if TYPE_CHECKING:
@@ -167,6 +168,37 @@ def configured(
     if policy is None and not changes:
         return aligner
     return aligner.under(replace(policy or aligner.policy, **changes))
+
+
+class Holding:
+    """What takes answers through the Aligner of a component's settings, one version of it for each block of work.
+
+    The base of both faces' `Correcting`. `_session`, while there is one, has its Aligner already.
+    """
+
+    _settings: Any  # a component of a face, with `aligner`, `policy`, `criteria` and `strength`
+    _session: Session | None
+
+    @contextmanager
+    def _using(self) -> Iterator[Aligner]:
+        """The Aligner, which stays the same version until the block is left; in a session it is the session's."""
+        if self._session is not None:
+            yield self._session.aligner
+            return
+        with hold(self._settings.aligner) as aligner:
+            yield self._configured(aligner)
+
+    @asynccontextmanager
+    async def _ausing(self) -> AsyncIterator[Aligner]:
+        """The same without blocking the event loop while it is loaded."""
+        if self._session is not None:
+            yield self._session.aligner
+            return
+        async with ahold(self._settings.aligner) as aligner:
+            yield self._configured(aligner)
+
+    def _configured(self, aligner: Aligner) -> Aligner:
+        return configured(aligner, self._settings.policy, self._settings.criteria, self._settings.strength)
 
 
 class _Models:

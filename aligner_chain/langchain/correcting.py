@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from aligner_chain import decisions
-from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction
 from aligner_chain.langchain.jobs import Asked, Job, Source, asked_so_far, enabled, prepare, waiting_for_aligner
 from aligner_chain.langchain.messages import deliver
@@ -21,14 +20,14 @@ from aligner_chain.langchain.recorder import recorder
 from aligner_chain.langchain.streams import HeldStream, StreamedAnswer, marked_last
 from aligner_chain.langchain.tracing import acorrect_traced, astream_traced, correct_traced, stream_traced
 from aligner_chain.session import Session
-from aligner_chain.shared import ahold, configured, hold, hold_if_loaded
+from aligner_chain.shared import Holding, hold_if_loaded
 from aligner_chain.streaming import closing_once
 
 if TYPE_CHECKING:
     from aligner_chain.langchain.corrector import AlignerCorrector
 
 
-class Correcting:
+class Correcting(Holding):
     """Takes answers through the Aligner by the settings of a corrector. `runs` are the corrector's own, if it has any."""
 
     def __init__(self, settings: AlignerCorrector) -> None:
@@ -181,27 +180,6 @@ class Correcting:
 
     def _reading_ended(self) -> None:
         self._reading.close()
-
-    @contextmanager
-    def _using(self) -> Iterator[Aligner]:
-        """The Aligner, which stays the same version until the block is left; in a session it is the session's."""
-        if self._session is not None:
-            yield self._session.aligner
-            return
-        with hold(self._settings.aligner) as aligner:
-            yield self._configured(aligner)
-
-    @asynccontextmanager
-    async def _ausing(self) -> AsyncIterator[Aligner]:
-        """The same without blocking the event loop while it is loaded."""
-        if self._session is not None:
-            yield self._session.aligner
-            return
-        async with ahold(self._settings.aligner) as aligner:
-            yield self._configured(aligner)
-
-    def _configured(self, aligner: Aligner) -> Aligner:
-        return configured(aligner, self._settings.policy, self._settings.criteria, self._settings.strength)
 
     def _source(self, configurable: Mapping[str, Any], **known: Any) -> Source:
         return Source(

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llama_index_instrumentation import get_dispatcher
 
 from aligner_chain import decisions
-from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.llama_index.asked import Asked, question_not_found
 from aligner_chain.llama_index.events import AlignEndEvent, AlignStartEvent
 from aligner_chain.llama_index.responses import other_marks, other_shape
 from aligner_chain.session import Session
-from aligner_chain.shared import ahold, configured, hold, hold_if_loaded
+from aligner_chain.shared import Holding, hold_if_loaded
 from aligner_chain.streaming import closing_once
 from aligner_chain.structured import is_structured
 
@@ -30,7 +29,7 @@ Check = Callable[[Correction], str]
 _dispatcher = get_dispatcher(__name__)
 
 
-class Correcting:
+class Correcting(Holding):
     """Takes the answer to one question through the Aligner, by the settings of a postprocessor.
 
     Each method tells `on_correction` and raises the error of a correction that failed, where the settings say so.
@@ -181,27 +180,6 @@ class Correcting:
         if correction.error is not None and (broken_off or self._settings.on_error == "raise"):
             raise correction.error
         return correction
-
-    @contextmanager
-    def _using(self) -> Iterator[Aligner]:
-        """The Aligner, which stays the same version until the block is left; in a session it is the session's."""
-        if self._session is not None:
-            yield self._session.aligner
-            return
-        with hold(self._settings.aligner) as aligner:
-            yield self._configured(aligner)
-
-    @asynccontextmanager
-    async def _ausing(self) -> AsyncIterator[Aligner]:
-        """The same without blocking the event loop while it is loaded."""
-        if self._session is not None:
-            yield self._session.aligner
-            return
-        async with ahold(self._settings.aligner) as aligner:
-            yield self._configured(aligner)
-
-    def _configured(self, aligner: Aligner) -> Aligner:
-        return configured(aligner, self._settings.policy, self._settings.criteria, self._settings.strength)
 
 
 def _not_read(piece: str) -> None:
