@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from aligner_chain.exchange import Correction, Exchange, Turn
 from bootstrap.records import Record, fields_of, record_of
+from bootstrap.training import as_json
 
 T = TypeVar("T")
 
@@ -59,8 +60,8 @@ def read_any(read: Callable[[Path], list[T]], path: Path) -> list[T]:
 
 
 def json_sha256(value: object) -> str:
-    """The hash of a value of JSON, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """The hash of a value of JSON, or of settings, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=as_json).encode()).hexdigest()
 
 
 def _turns(rows: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:

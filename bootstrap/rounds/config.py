@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aligner_chain import __version__
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings
@@ -18,10 +17,8 @@ from bootstrap.judges import Annotator, PreferenceJudge, Verifier, require_indep
 from bootstrap.measures import Yardstick
 from bootstrap.pairs import Triple
 from bootstrap.rounds.artifacts import json_sha256
-from bootstrap.training import Launcher
+from bootstrap.training import Launcher, versions
 from bootstrap.upstream import DPOSettings
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "aligner-chain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +95,7 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
         ConfigurationError: a base model is not there.
     """
     settings = {
-        name: json_sha256(_plain(getattr(config, name)))
+        name: json_sha256(getattr(config, name))
         for name in (
             "annotations",
             "gold",
@@ -125,7 +122,8 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
         **settings,
         **{name: _name(one) for name, one in judges.items()},
         **{name: _folder_sha256(config, name) for name in ("base_upstream", "base_aligner")},
-        **{f"package {name}": _version(name) for name in PACKAGES},
+        **{f"package {name}": version for name, version in versions().items()},
+        "package aligner-chain": __version__,
     }
 
 
@@ -138,27 +136,9 @@ def _folder_sha256(config: RoundConfig, name: str) -> str:
     return tree_sha256(folder)
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON; settings hold dataclasses and read-only mappings, which `asdict` cannot copy."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(one) for one in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
 def _name(one: object) -> str:
     """What a judge is called: its function, or the class of the object that is called."""
     if one is None:
         return ""
     named: Any = one if hasattr(one, "__qualname__") else type(one)
     return f"{named.__module__}:{named.__qualname__}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from bootstrap.training.jobs import TrainingJob
 from bootstrap.training.launching import Launcher, run_job
-from bootstrap.training.plans import PLAN, claim, fingerprint
+from bootstrap.training.plans import PLAN, as_json, claim, fingerprint, versions
 
-__all__ = ["PLAN", "Launcher", "TrainingJob", "claim", "fingerprint", "run_job"]
+__all__ = ["PLAN", "Launcher", "TrainingJob", "as_json", "claim", "fingerprint", "run_job", "versions"]
