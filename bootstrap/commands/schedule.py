@@ -45,6 +45,8 @@ def add(commands: Any) -> None:
         "--max-age", type=_duration, metavar="TIME", help="also once the last round began so long ago: 36h, 14d, 4w"
     )
     schedule.add_argument("--name", default="rounds", help="tells schedules of one registry apart (default: rounds)")
+    from_now = "have fires count from now on, for a schedule that was begun by a clock that was ahead"
+    schedule.add_argument("--from-now", action="store_true", help=from_now)
     what = schedule.add_mutually_exclusive_group()
     what.add_argument("--next", type=_positive, metavar="N", help="print the next N fires of --cron and do nothing")
     once = "run what is due now, at most one round, and end: for cron, Airflow, Kubernetes"
@@ -84,6 +86,8 @@ def _schedule(arguments: argparse.Namespace) -> int:
     if arguments.next:
         return _show_next(schedule, arguments.next, as_json=arguments.json)
     with _scheduler(arguments.config, schedule) as scheduler, _stopped_by_signals(scheduler.stop), _logged():
+        if arguments.from_now:
+            scheduler.begin_again()
         if arguments.once:
             return _once(scheduler, as_json=arguments.json)
         scheduler.run()

@@ -16,6 +16,9 @@ class Clock(Protocol):
     def now(self) -> datetime:
         """The time, in UTC."""
 
+    def monotonic(self) -> float:
+        """Seconds that have passed since some moment; nobody can set it."""
+
     def sleep(self, seconds: float, stop: threading.Event) -> None:
         """Waits so long, or until `stop` is set."""
 
@@ -26,6 +29,10 @@ class SystemClock:
     def now(self) -> datetime:
         """As `Clock.now`."""
         return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """As `Clock.monotonic`."""
+        return time.monotonic()
 
     def sleep(self, seconds: float, stop: threading.Event) -> None:
         """As `Clock.sleep`, noticing `stop` within half a second.
@@ -47,14 +54,19 @@ class FakeClock:
     """
 
     def __init__(self, start: datetime, *, end: datetime | None = None) -> None:
-        self._now, self._end = start.astimezone(UTC), end
+        self._now, self._end, self._slept_s = start.astimezone(UTC), end, 0.0
 
     def now(self) -> datetime:
         """As `Clock.now`."""
         return self._now
 
+    def monotonic(self) -> float:
+        """As `Clock.monotonic`: what was slept, without the jumps."""
+        return self._slept_s
+
     def sleep(self, seconds: float, stop: threading.Event) -> None:
         """As `Clock.sleep`, without waiting."""
+        self._slept_s += seconds
         self.jump(seconds)
         if self._end is not None and self._now >= self._end:
             stop.set()

@@ -5,7 +5,7 @@ expression (always UTC), `rounds@data:7` for what the data made due after round 
 
 - Fires that were missed, because no process ran or a clock was set forward, become one: the newest of them.
 - A clock that was set back fires nothing again: only fires newer than the newest one in the table that is not in the
-  future are looked at, and each name can be written once.
+  future are looked at, and each name can be written once. Before the schedule's beginning nothing is due.
 """
 
 from __future__ import annotations
@@ -91,20 +91,18 @@ def due(schedule: Schedule, now: datetime, history: History, new_pairs: NewPairs
     return None if reason is None else Fire(key=f"{schedule.name}@data:{history.last_round}", reason=reason)
 
 
-def begin(connection: Connection, schedule: Schedule, at: datetime, now: datetime) -> None:
-    """Notes since when the fires of a schedule count, unless that is known and not in the future.
+def begin(connection: Connection, schedule: Schedule, at: datetime, *, again: bool = False) -> None:
+    """Notes since when the fires of a schedule count, where that is not known yet or `again` is said.
 
     It is kept as the end of a lease that nobody ever takes: so it outlives the process, and needs no table of its own.
     """
     row = {"name": _beginning(schedule), "owner": "", "token": 0, "expires_ms": milliseconds(at)}
     statement = insert_into(connection, LEASES).values(row)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["name"],
-            set_={"expires_ms": milliseconds(now)},
-            where=LEASES.c.expires_ms > milliseconds(now),
-        )
-    )
+    if again:
+        changed = {"expires_ms": statement.excluded.expires_ms}
+        connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changed))
+    else:
+        connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
 
 
 def timed_key(schedule: Schedule, moment: datetime) -> str:

@@ -17,6 +17,15 @@ from bootstrap.scheduler.rounds import RoundOutcome, Rounds
 
 LONGEST_PAUSE_S = 3600.0
 
+PATIENCE_S = 3600.0
+"""So long a clock that shows a time before a schedule's beginning is taken to be wrong, in seconds that really passed.
+
+A clock that is set wrong is mostly set right soon. Which one was wrong, the one at the beginning or this one, nothing here can
+tell; so long a difference is the beginning's fault, and without an end to it the schedule would be silent for years.
+"""
+
+_HINT = "Nothing is due until then. If this clock is right, --from-now has fires count from now on."
+
 
 class Scheduler:
     """Starts the round of each fire once, with whatever number of processes beside it.
@@ -51,6 +60,7 @@ class Scheduler:
         self._schedules, self._rounds, self._leases = tuple(schedules), rounds, leases
         self._clock = clock or SystemClock()
         self._new_pairs, self._poll_s, self._ttl_s = new_pairs, poll_s, ttl_s
+        self._behind_since = dict[str, float]()  # by schedule, when its beginning was first seen to lie in the future
 
     def run(self) -> None:
         """Starts rounds as they become due, until `stop` is set. No error of a round or of the database ends it."""
@@ -74,6 +84,12 @@ class Scheduler:
         """
         found = [self._check(schedule, first=self._newest_fire(schedule)) for schedule in self._schedules]
         return [outcome for outcome in found if outcome is not None]
+
+    def begin_again(self) -> None:
+        """Has fires count from now on: the way out where a schedule was begun by a clock that was ahead."""
+        with self._leases.database.write() as connection:
+            for schedule in self._schedules:
+                begin(connection, schedule, self._clock.now(), again=True)
 
     def _is_fine(self, schedule: Schedule) -> bool:
         try:
@@ -114,11 +130,22 @@ class Scheduler:
         """What is known of a schedule; since when its fires count is noted where it is not known yet."""
         with self._leases.database.read() as connection:
             history = read_history(connection, schedule, now)
-        if history.began is not None and history.began <= now:
+        if history.began is not None and not self._is_mistaken(schedule, history.began, now):
             return history
         with self._leases.database.write() as connection:
-            begin(connection, schedule, min(first, now), now)
+            begin(connection, schedule, min(first, now), again=history.began is not None)
             return read_history(connection, schedule, now)
+
+    def _is_mistaken(self, schedule: Schedule, began: datetime, now: datetime) -> bool:
+        """Whether a schedule's beginning has lain in the future for too long to be true."""
+        if began <= now:
+            self._behind_since.pop(schedule.name, None)
+            return False
+        passed = self._clock.monotonic()
+        if schedule.name not in self._behind_since:
+            told = {"began": schedule.local(began).isoformat(timespec="seconds"), "hint": _HINT}
+            self._log(logging.WARNING, "the clock shows a time before the schedule began", schedule, **told)
+        return passed - self._behind_since.setdefault(schedule.name, passed) >= PATIENCE_S
 
     def _newest_fire(self, schedule: Schedule) -> datetime:
         now = self._clock.now()

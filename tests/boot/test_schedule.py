@@ -216,16 +216,42 @@ def test_missed_fires_become_one_and_a_clock_set_back_fires_none_again(database:
     assert machine.keys() == ["rounds@2026-11-01T03:00:00Z", "rounds@2026-11-22T03:00:00Z"]
 
 
-def test_a_clock_that_was_years_ahead_does_not_silence_the_schedule(database: Database) -> None:
+def begun_years_ahead(database: Database) -> Machine:
+    machine = Machine(database, "2026-11-01T04:00:00")
+    machine.clock.jump(3650 * 86_400)
+    machine.scheduler(WEEKLY).once()
+    machine.clock.jump(-3650 * 86_400)
+    return machine
+
+
+def test_a_schedule_begun_by_a_clock_that_was_ahead_waits_and_says_how_to_go_on(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = begun_years_ahead(database)
+    scheduler = machine.scheduler(WEEKLY)
+    machine.clock.jump(7 * 86_400)
+    assert scheduler.once() == []
+    assert "--from-now" in caplog.text
+    scheduler.begin_again()
+    machine.clock.jump(7 * 86_400)
+    assert len(scheduler.once()) == 1
+    assert machine.keys()[1:] == ["rounds@2026-11-15T03:00:00Z"]
+
+
+def test_a_service_goes_on_by_itself_after_an_hour_before_the_beginning(database: Database) -> None:
+    machine = begun_years_ahead(database)
+    machine.run("2026-11-10", WEEKLY)
+    assert machine.keys()[1:] == ["rounds@2026-11-08T03:00:00Z"]
+
+
+def test_a_clock_set_back_to_before_the_beginning_and_then_less_far_fires_nothing(database: Database) -> None:
     machine = Machine(database, "2026-11-01T04:00:00")
     scheduler = machine.scheduler(WEEKLY)
-    machine.clock.jump(3650 * 86_400)
-    scheduler.once()
-    machine.clock.jump(-3650 * 86_400)
-    scheduler.once()
-    machine.clock.jump(7 * 86_400)
-    scheduler.once()
-    assert machine.keys()[1:] == ["rounds@2026-11-08T03:00:00Z"]
+    assert len(scheduler.once()) == 1
+    for weeks in (-9, 2, 1):
+        machine.clock.jump(weeks * 7 * 86_400)
+        assert scheduler.once() == []
+    assert machine.keys() == ["rounds@2026-11-01T03:00:00Z"]
 
 
 def test_jitter_delays_a_fire_by_the_same_time_for_everybody(database: Database) -> None:

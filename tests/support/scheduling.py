@@ -40,6 +40,9 @@ class FileClock:
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.common() + self._skew(), UTC)
 
+    def monotonic(self) -> float:
+        return time.monotonic()
+
     def common(self) -> float:
         return float(self._common.read_text())
 
