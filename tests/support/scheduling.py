@@ -115,6 +115,11 @@ class Swarm:
         with self.database.read() as connection:
             return {row.fire_key: (row.status, row.attempt) for row in connection.execute(query)}
 
+    def attempt(self, key: str) -> int:
+        """How often the round of a fire was begun; 0 where it was not, or has ended."""
+        status, attempt = self.rounds().get(key, ("", 0))
+        return attempt if status == "running" else 0
+
     def has_begun(self) -> bool:
         with self.database.read() as connection:
             query = select(LEASES.c.name).where(LEASES.c.name == "schedule-began:rounds")
