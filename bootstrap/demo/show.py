@@ -25,7 +25,7 @@ from bootstrap.collect import Collector
 from bootstrap.demo import world
 from bootstrap.demo.roles import YARDSTICK, FlawedVerifier, annotate
 from bootstrap.demo.scale import FULL, QUICK, Scale
-from bootstrap.demo.start import MAX_NEW, RETRAIN_RATE, Workshop, demo_dpo, demo_training
+from bootstrap.demo.start import MAX_NEW, RETRAIN_RATE, Start, Workshop, demo_dpo, demo_training
 from bootstrap.evaluation import GatePolicy
 from bootstrap.measures import Measured, criteria_changes, share, share_figures
 from bootstrap.pairs import collect_pairs
@@ -86,10 +86,7 @@ class Demo:
         self._say(f"[{time.monotonic() - self._started:4.0f} s] {line}")
 
     def run(self, rounds: int) -> dict[str, Any]:
-        workshop = Workshop(
-            folder=self.out / "start", seed=self.seed, scale=self.scale, say=self.say, progress=self.progress
-        )
-        self.start = workshop.make()
+        self.start = self.make_start()
         self.held_out = self._draw_held_out()
         self.question_only = _remembering(self.start.question_only)
         gates = self._register_start()
@@ -103,6 +100,11 @@ class Demo:
         (self.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         write_report(figures, self.out / "report.html", examples=self.examples)
         return figures
+
+    def make_start(self) -> Start:
+        """Trains the start pair."""
+        folder = self.out / "start"
+        return Workshop(folder=folder, seed=self.seed, scale=self.scale, say=self.say, progress=self.progress).make()
 
     @property
     def _served(self) -> _Pair:
@@ -122,7 +124,7 @@ class Demo:
                 Correction(exchange=one, text="", outcome="skipped", reason="held-out prompt") for one in prompts
             )
         nulls = {"question only": self.question_only}
-        _, gates = register_start(self._config(), nulls=nulls, say=self.say)
+        _, gates = register_start(self.config(), nulls=nulls, say=self.say)
         return [asdict(gate) for gate in gates]
 
     def _live(self, number: int) -> None:
@@ -174,11 +176,12 @@ class Demo:
     def _round(self, number: int) -> RoundResult:
         with contextlib.closing(CorrectionStore(self.store)) as store:
             self.pairs = collect_pairs(store).pairs
-        result = run_round(self._config(), say=self.say, progress=self.progress)
+        result = run_round(self.config(), say=self.say, progress=self.progress)
         self.say(f"round {number}: {result.status}")
         return result
 
-    def _config(self) -> RoundConfig:
+    def config(self) -> RoundConfig:
+        """What each of the demo's rounds is made of."""
         return RoundConfig(
             store=self.store,
             home=self.home,
@@ -267,7 +270,7 @@ class Demo:
             "gates": [asdict(gate) for gate in result.gates] if result else list(gates),
         }
         if result:
-            row |= {"status": result.status, "verified": result.verified, "chosen_only": self._chosen_only()}
+            row |= {"status": result.status, "verified": result.verified, **self.compare()}
         self._say(show_row(row))
         return row
 
@@ -285,8 +288,8 @@ class Demo:
             "right_kept_share": share([text == one.answer for text, one in texts]),
         }
 
-    def _chosen_only(self) -> dict[str, Any]:
-        """The row beside DPO: plain SFT on the chosen answers of the same pairs."""
+    def compare(self) -> dict[str, Any]:
+        """What stands beside a round: plain SFT on the chosen answers of the same pairs."""
         self.say("for comparison: SFT on the chosen answers alone")
         settings = demo_dpo(self.scale, self.seed, chosen_only=True)
         work, folder = self.out / "start" / "sft-work", self.out / "start" / "chosen-only"
@@ -296,7 +299,7 @@ class Demo:
         save_model(model, self.start.upstream, folder)
         answers = self.answering.answer_from(folder, self.held_out.report, upstream="chosen-only")
         measured = YARDSTICK.measure(answers, [one.answer for one in answers])
-        return {**share_figures(measured.alone), "garbled_share": measured.figures()["garbled_share"]}
+        return {"chosen_only": {**share_figures(measured.alone), "garbled_share": measured.figures()["garbled_share"]}}
 
     def _figures(self, table: list[dict[str, Any]]) -> dict[str, Any]:
         return {
