@@ -71,7 +71,7 @@ class VLLM:
             folder,
             dtype="float32",
             max_model_len=given["window"],
-            max_num_seqs=8,
+            max_num_seqs=given.get("rows", 8),
             skip_tokenizer_init=True,
             speculative_config=given["speculative"],
         )
