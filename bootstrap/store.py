@@ -26,7 +26,7 @@ from bootstrap.records import (
     placed,
     record_of,
 )
-from bootstrap.tables import CORRECTIONS, FEEDBACK, METADATA, TOMBSTONES
+from bootstrap.tables import CORRECTIONS, FEEDBACK, METADATA, TOMBSTONES, held_out
 from bootstrap.tombstones import REFERENCES
 
 SCHEMA = Schema("collection", METADATA)
@@ -266,7 +266,7 @@ def _within(split: Split | None) -> list[ColumnElement[bool]]:
     if split != "train":
         return [_C.split == split]
     other = CORRECTIONS.alias()
-    return [_C.split == split, ~exists().where(other.c.prompt == _C.prompt, other.c.split != split)]
+    return [_C.split == split, ~exists().where(other.c.prompt == _C.prompt, held_out(other.c.split))]
 
 
 def _between(since_ms: int | None, until_ms: int | None) -> list[ColumnElement[bool]]:

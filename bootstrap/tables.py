@@ -9,7 +9,21 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Dialect, Float, Index, MetaData, SmallInteger, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Dialect,
+    Float,
+    Index,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    column,
+    literal_column,
+)
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from bootstrap.records import DOCUMENTS, EXCHANGE_IDENTIFIERS
@@ -39,7 +53,24 @@ class Document(TypeDecorator[Any]):
 # Ids are compared by their characters' numbers, as Python and SQLite do it, and not in the order of some language.
 _Key = Text().with_variant(Text(collation="C"), "postgresql")
 
+
+def held_out(split: ColumnElement[str]) -> ColumnElement[bool]:
+    """What the index by prompts holds. A query that says the same, without parameters, has it in every plan."""
+    return split != literal_column("'train'")
+
+
+def _where_set(name: str) -> dict[str, Any]:
+    """What an index leaves out: most records have no such identifier."""
+    return _only(column(name).is_not(None))
+
+
+def _only(condition: ColumnElement[bool]) -> dict[str, Any]:
+    return {"sqlite_where": condition, "postgresql_where": condition}
+
+
 METADATA = MetaData()
+# Every index is paid for with every record. Hashes of prompts cost most: they are in no order, so that each of them
+# changes another page of the index. A question about prompts is always whether one is held out, and few are.
 CORRECTIONS = Table(
     "corrections",
     METADATA,
@@ -52,10 +83,10 @@ CORRECTIONS = Table(
     Column("weight", Float, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Index("corrections_by_split", "split", "id"),
-    Index("corrections_by_prompt", "prompt", "split", "id"),
-    Index("corrections_by_message", "message_id"),
-    Index("corrections_by_run", "run_id"),
-    Index("corrections_by_subject", "subject", "tenant"),
+    Index("corrections_by_prompt", "prompt", "split", "id", **_only(held_out(column("split")))),
+    Index("corrections_by_message", "message_id", **_where_set("message_id")),
+    Index("corrections_by_run", "run_id", **_where_set("run_id")),
+    Index("corrections_by_subject", "subject", "tenant", **_where_set("subject")),
     Index("corrections_by_time", "at_ms"),
 )
 FEEDBACK = Table(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bootstrap.errors import RecordError
 from bootstrap.files import sync
-from bootstrap.records import Record, fields_of, record_of
+from bootstrap.records import Record, json_of, record_of
 
 _SUFFIX = ".jsonl"
 _SEGMENT_BYTES = 16 << 20  # a file that has grown so large is followed by another, so that it can be removed
@@ -34,7 +34,7 @@ def line_of(record: Record) -> bytes:
         RecordError: it cannot be written as it is.
     """
     # ASCII: what a model wrote may hold half a character, which JSON escapes and no encoding can.
-    return json.dumps(fields_of(record)).encode("ascii") + b"\n"
+    return json_of(record).encode("ascii") + b"\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Redact = Callable[[Correction], Correction]
 
-BATCH = 200  # records of one transaction; more are hardly faster, and hold up other writers for longer
+BATCH = 500  # records of one transaction; more are hardly faster, and hold up other writers for longer
 _GATHER_S = 0.1  # a transaction costs about a millisecond: without a pause every record would cost one
 _HELP_PAUSE_S = 1.0
 _LOCK_TIMEOUT_S = 5.0

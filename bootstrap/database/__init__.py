@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,13 +190,16 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     """
     if not rows:
         return 0
-    return connection.exec_driver_sql(_insert_new_sql(connection.dialect, table), list(rows)).rowcount
+    sql, values = _insert_new(connection.dialect, table)
+    return connection.exec_driver_sql(sql, list(map(values, rows))).rowcount
 
 
 @lru_cache(maxsize=16)
-def _insert_new_sql(dialect: Dialect, table: Table) -> str:
+def _insert_new(dialect: Dialect, table: Table) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+    """The statement, and what takes its values out of a row: in order, since drivers look up names one by one."""
     insert = postgresql.insert if dialect.name == "postgresql" else sqlite_insert
-    return str(insert(table).on_conflict_do_nothing().compile(dialect=dialect))
+    compiled = insert(table).on_conflict_do_nothing().compile(dialect=dialect)
+    return str(compiled), itemgetter(*(compiled.positiontup or ()))
 
 
 def _backend(target: str | os.PathLike[str], busy_timeout_s: float) -> Backend:

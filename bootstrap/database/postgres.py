@@ -107,6 +107,7 @@ def _engine(url: URL) -> Engine:
         pool_pre_ping=True,  # a server that was restarted in between is no error
         pool_use_lifo=True,
         hide_parameters=True,  # an error must not print the rows that it is about
+        paramstyle="format",  # by position, as SQLite's
     )
     event.listen(engine, "begin", _begin)
     _ENGINES.add(engine)

@@ -141,7 +141,7 @@ def _engine(path: Path, busy_timeout_s: float) -> Engine:
         return sqlite3.connect(existing, timeout=busy_timeout_s, uri=True)
 
     # An error must not print the rows that it is about.
-    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True, paramstyle="named")
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     return engine

@@ -17,7 +17,7 @@ from aligner_chain.exchange import Correction, Exchange, edits_between
 from bootstrap.pairs.filters import IMPORTED
 from bootstrap.pairs.reading import PREFERENCE, TRIPLE, parse_preference, parse_triple, read_rows
 from bootstrap.pairs.values import Source, Triple
-from bootstrap.records import Record, fields_of
+from bootstrap.records import Record, encoded
 
 if TYPE_CHECKING:
     from bootstrap.store import CorrectionStore
@@ -69,7 +69,7 @@ def import_file(
         RecordError: a row cannot be stored; nothing was imported.
     """
     for record in _records(path, form, source, upstream):
-        fields_of(record)
+        encoded(record)
     rows, new, splits = 0, 0, Counter[str]()
     records = _records(path, form, source, upstream)
     while batch := list(islice(records, _BATCH)):

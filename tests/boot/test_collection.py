@@ -11,15 +11,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy import Connection, inspect, select
 
 from aligner_chain.errors import MissingExtraError
 from aligner_chain.exchange import Correction, Exchange, Turn
 from bootstrap.cli import main
-from bootstrap.database import Database
+from bootstrap.database import Database, insert_new
 from bootstrap.errors import RecordError, StoreError
 from bootstrap.records import Feedback, Record, split_of
-from bootstrap.store import SCHEMA, CorrectionStore
-from bootstrap.tables import METADATA, NEIGHBOURS
+from bootstrap.store import SCHEMA, CorrectionStore, _row, _within
+from bootstrap.tables import CORRECTIONS, METADATA, NEIGHBOURS
 
 HOSTILE = "\ud800 half, \0 nothing, \\u0000, ' \" %s %(id)s :id ; DROP TABLE corrections; \u202e \U0001f600"
 
@@ -175,6 +176,46 @@ def test_revisions_make_the_tables_that_the_code_uses(url):
     database.close()
 
 
+def indexes(connection: Connection) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """The columns of each index, and what of a table it holds."""
+    return {
+        one["name"]: (one["column_names"], {name: str(option) for name, option in one["dialect_options"].items()})
+        for one in inspect(connection).get_indexes("corrections")
+    }
+
+
+def test_revisions_make_the_indexes_that_the_code_uses(any_store):
+    # Alembic does not compare what an index leaves out.
+    with any_store.database.write() as connection:
+        migrated = indexes(connection)
+        METADATA.drop_all(connection)
+        METADATA.create_all(connection)
+        assert indexes(connection) == migrated
+    assert sum(any(name.endswith("_where") for name in options) for _, options in migrated.values()) == 4
+
+
+def test_what_is_looked_for_is_found_by_an_index(any_store):
+    """An index that leaves out rows is used only where the query says that it wants none of those."""
+    columns, wanted = CORRECTIONS.c, _within("train")
+    looked_for = {
+        "corrections_by_prompt": select(columns.id).where(*wanted),
+        "corrections_by_message": select(columns.id).where(columns.message_id == "a"),
+        "corrections_by_run": select(columns.id).where(columns.run_id.in_(["a", "b"])),
+        "corrections_by_subject": select(columns.id).where(columns.subject == "a", columns.tenant == "b"),
+    }
+    with any_store.database.read() as connection:
+        is_server = connection.dialect.name == "postgresql"
+        if is_server:  # of an empty table it reads all there is
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+        for name, query in looked_for.items():
+            compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+            values = tuple(compiled.params[one] for one in compiled.positiontup)
+            explain = "EXPLAIN" if is_server else "EXPLAIN QUERY PLAN"
+            plan = connection.exec_driver_sql(f"{explain} {compiled}", values).all()
+            assert name in str(plan)
+
+
 OLDER = """
 import sys
 from bootstrap.database import Database
@@ -194,10 +235,6 @@ def make_older(url: str, run_python) -> None:
 
 
 def test_an_older_store_is_upgraded_with_all_that_is_in_it(url, run_python, make_correction, capsys):
-    from bootstrap.database import insert_new
-    from bootstrap.store import _row
-    from bootstrap.tables import CORRECTIONS
-
     make_older(url, run_python)
     older = Database(url, SCHEMA, prepare=False)
     assert older.revision() == "0001"

@@ -13,10 +13,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aligner_chain.exchange import Correction, Edit, Exchange, Turn, Usage
+from aligner_chain.exchange import Correction, Edit, Exchange, Finding, Turn, Usage
 from bootstrap.database import Database
 from bootstrap.errors import RecordError, StoreError
-from bootstrap.records import HELD_OUT_SHARE, Feedback, normalised_prompt, split_of
+from bootstrap.records import (
+    DOCUMENTS,
+    HELD_OUT_SHARE,
+    Feedback,
+    Record,
+    encoded,
+    fields_of,
+    json_of,
+    normalised_prompt,
+    split_of,
+)
 from bootstrap.store import SCHEMA, CorrectionStore
 from bootstrap.tables import TOMBSTONES
 
@@ -33,6 +43,9 @@ exchanges = st.builds(
     context=st.lists(anything, max_size=2).map(tuple),
     **dict.fromkeys(("upstream", "message_id", "run_id", "subject", "tenant", "split_key"), maybe),
 )
+findings = st.builds(
+    Finding, check=anything, action=st.just("warn"), message=anything, start=st.none() | counts, end=st.none() | counts
+)
 corrections = st.builds(
     Correction,
     exchange=exchanges,
@@ -41,7 +54,9 @@ corrections = st.builds(
     reason=anything,
     edits=st.lists(st.builds(Edit, start=counts, end=counts, before=anything, after=anything), max_size=2).map(tuple),
     scores=st.dictionaries(anything, finite, max_size=2),
+    thresholds=st.dictionaries(anything, finite, max_size=1),
     criteria=st.lists(anything, max_size=2).map(tuple),
+    findings=st.lists(findings, max_size=1).map(tuple),
     aligner=identifier,
     template=identifier,
     usage=st.builds(Usage, prompt_tokens=counts, new_tokens=counts, forwards=counts, latency_s=finite),
@@ -56,6 +71,57 @@ def test_everything_comes_back_equal_and_in_order_of_ids(tmp_path_factory, batch
     assert store.append(batch) == len(batch)
     found = list(store.corrections())
     assert found == sorted(batch, key=lambda correction: correction.id.encode())
+
+
+@settings(max_examples=100, deadline=None)
+@given(correction=corrections)
+def test_documents_are_written_as_the_json_module_writes_them(correction):
+    exchange = correction.exchange
+    plain = {
+        "turns": [[turn.role, turn.text] for turn in exchange.turns],
+        "answer": exchange.answer,
+        "context": exchange.context,
+        "text": correction.text,
+        "reason": correction.reason,
+        "edits": [[edit.start, edit.end, edit.before, edit.after] for edit in correction.edits],
+        "scores": {name: float(value) for name, value in correction.scores.items()},
+        "thresholds": dict(correction.thresholds),
+        "criteria": correction.criteria,
+        "findings": [dataclasses.asdict(finding) for finding in correction.findings],
+        "usage": dataclasses.asdict(correction.usage),
+    }
+    record = Record(correction=correction)
+    row = encoded(record)
+    assert {name: row[name] for name in DOCUMENTS} == {name: json.dumps(value) for name, value in plain.items()}
+    assert json.loads(json_of(record)) == fields_of(record)
+    assert {name: fields_of(record)[name] for name in DOCUMENTS} == json.loads(json.dumps(plain))
+    prompt = [[turn.role, " ".join(turn.text.casefold().split())] for turn in exchange.turns]
+    assert normalised_prompt(exchange.turns) == json.dumps(prompt)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scores": {"keep": float("nan")}},
+        {"thresholds": {"keep": float("inf")}},
+        {"scores": {1: 0.5}},
+        {"usage": Usage(latency_s=float("-inf"))},
+        {"edits": (Edit(start=object(), end=1, before="a", after="b"),)},
+        {"text": None},
+        {"criteria": (7,)},
+    ],
+    ids=str,
+)
+def test_what_is_no_text_or_no_number_is_refused(make_correction, wrong):
+    with pytest.raises(RecordError, match="cannot be stored"):
+        encoded(Record(correction=dataclasses.replace(make_correction(), **wrong)))
+
+
+@pytest.mark.parametrize("write", [encoded, json_of, fields_of])
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "many"])
+def test_a_weight_is_a_finite_number_on_every_way(make_correction, write, weight):
+    with pytest.raises(RecordError, match="cannot be stored"):
+        write(Record(correction=make_correction(), weight=weight))
 
 
 def test_an_error_is_not_stored(store, make_correction):
