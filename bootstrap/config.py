@@ -12,11 +12,12 @@ from aligner_chain.engines.base import Sampling
 from aligner_chain.errors import ConfigurationError
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
-from bootstrap.errors import JudgeError
+from bootstrap.errors import JudgeError, TrainingDataError
 from bootstrap.evaluation import GatePolicy
 from bootstrap.judges import load_callable
 from bootstrap.measures import Yardstick
 from bootstrap.pairs import read_triples
+from bootstrap.pairs.reading import read_answered
 from bootstrap.rounds import RoundConfig
 from bootstrap.sft import TrainingSettings
 from bootstrap.training import Launcher
@@ -26,13 +27,16 @@ Settings = TypeVar("Settings")
 
 EXAMPLE = """\
 store = "corrections.db"          # what AlignerCorrector(on_correction=Collector(...).submit) filled
-base_upstream = "models/upstream" # every round's candidates start from these two folders
-base_aligner = "models/aligner"
+base_upstream = "models/upstream" # every round's candidates start from these two folders; leave this one out
+base_aligner = "models/aligner"   # where the upstream is a provider's and cannot be trained here
 judge = "my_desk:judge"           # exchanges -> for each, {criterion: met}
 verifier = "my_desk:verify"       # corrections -> for each, fit to learn from? Must not be the judge.
 annotator = "my_desk:annotate"    # optional: exchanges -> Annotation(text, criteria)
 # preference = "my_desk:better"   # a PreferenceJudge: which of two answers is better, for the gate
 gold = "gold.jsonl"               # optional: rows that are in every training set of the Aligner
+# known_right = "right.jsonl"     # answers of which 98 % must be kept: {"question": "...", "answer": "..."}
+# unrelated = "unrelated.jsonl"   # the same of other things, to see what else a training changed
+# aligner_alone = false           # end the round where the candidate upstream is refused
 least_pairs = 50
 annotations = 200
 
@@ -46,6 +50,7 @@ epochs = 1
 learning_rate = 5e-6
 batch = 32
 lora = {r = 16, lora_alpha = 32, target_modules = "all-linear", task_type = "CAUSAL_LM"}
+# lora = false                    # train all weights
 
 [policy]
 alpha = 0.05                      # of all promotions over the rounds, the share that may be no improvement
@@ -66,9 +71,18 @@ learning_rate = 2e-5
 
 _PATHS = ("base_upstream", "base_aligner", "home")
 _DATABASES = ("store", "registry")
-_NAMES = ("judge", "verifier", "annotator", "preference")
+_NAMES = ("judge", "verifier", "annotator", "preference", "minimal", "garbled")
 _NUMBERS = ("least_pairs", "annotations", "regenerate", "margin", "pair_margin", "examples", "tries", "seed")
-_TABLES = ("gold", "answering", "dpo", "launcher", "policy", "aligner")
+_FLAGS = ("aligner_alone",)
+_ROWS: Mapping[str, Callable[[Path], list[Any]]] = {
+    "gold": read_triples,
+    "known_right": read_answered,
+    "unrelated": read_answered,
+}
+"""The files of JSON lines, and what reads each."""
+_OFF = {"lora": "a table", "warm_up": "a table", "length_ratio": "a number"}
+"""What `false` leaves out, which TOML has no other word for, and what else it can be."""
+_TABLES = ("answering", "dpo", "launcher", "policy", "aligner")
 
 
 def read_config(path: Path) -> RoundConfig:
@@ -78,30 +92,42 @@ def read_config(path: Path) -> RoundConfig:
         ConfigurationError: the file cannot be read, lacks a key or has one that is not known.
     """
     values = _read(path)
-    _refuse_unknown(values, {*_PATHS, *_DATABASES, *_NAMES, *_NUMBERS, *_TABLES}, str(path))
-    missing = [name for name in ("store", *_PATHS[:2], *_NAMES[:2]) if name not in values]
+    _refuse_unknown(values, {*_PATHS, *_DATABASES, *_NAMES, *_NUMBERS, *_FLAGS, *_ROWS, *_TABLES}, str(path))
+    missing = [name for name in ("store", "base_aligner", *_NAMES[:2]) if name not in values]
     if missing:
         message = f"{path} lacks {', '.join(missing)}. A whole file looks like this:\n\n{EXAMPLE}"
         raise ConfigurationError(message)
     _require_types(values, path)
     loaded = {name: load_callable(values[name]) for name in _NAMES if name in values}
     try:
-        return _config(values, loaded, path.absolute().parent)
+        return _config(values, loaded, path.absolute().parent, _rows(values, path))
     except JudgeError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
-def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path) -> RoundConfig:
+def _rows(values: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:
+    """What the files of JSON lines hold, by the key that names the file."""
+    found = {}
+    for name, read in _ROWS.items():
+        if name in values:
+            try:
+                found[name] = tuple(read(path.absolute().parent / values[name]))
+            except TrainingDataError as error:
+                raise ConfigurationError(f"In {path} {name} is {values[name]!r}: {error}") from error
+    return found
+
+
+def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path, rows: Mapping[str, Any]) -> RoundConfig:
     return RoundConfig(
         **{name: folder / values[name] for name in _PATHS if name in values},
         store=_url_or_path(folder, values["store"]),
         registry=_url_or_path(folder, values["registry"]) if "registry" in values else None,
-        **{name: values[name] for name in _NUMBERS if name in values},
-        yardstick=Yardstick(judge=loaded["judge"]),
+        **{name: values[name] for name in (*_NUMBERS, *_FLAGS) if name in values},
+        **rows,
+        yardstick=Yardstick(**{name: loaded[name] for name in ("judge", "minimal", "garbled") if name in loaded}),
         verifier=loaded["verifier"],
         annotator=loaded.get("annotator"),
         preference=loaded.get("preference"),
-        gold=tuple(read_triples(folder / values["gold"])) if "gold" in values else (),
         answering=_answering(values.get("answering", {})),
         dpo=_settings(DPOSettings, values.get("dpo", {}), "[dpo]"),
         aligner=_aligner(values.get("aligner", {})),
@@ -111,11 +137,14 @@ def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path) 
 
 
 def _require_types(values: Mapping[str, Any], path: Path) -> None:
-    wanted: dict[str, tuple[Any, str]] = dict.fromkeys((*_PATHS, *_DATABASES, *_NAMES, "gold"), (str, "text"))
+    wanted: dict[str, tuple[Any, str]] = dict.fromkeys((*_PATHS, *_DATABASES, *_NAMES, *_ROWS), (str, "text"))
     wanted |= dict.fromkeys(_NUMBERS, (int | float, "a number"))
     for name, (kind, word) in wanted.items():
         if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
             raise ConfigurationError(f"In {path} {name} is {values[name]!r} and must be {word}.")
+    for name in _FLAGS:
+        if not isinstance(values.get(name, True), bool):
+            raise ConfigurationError(f"In {path} {name} is {values[name]!r} and must be true or false.")
 
 
 def _url_or_path(folder: Path, value: str) -> str:
@@ -149,14 +178,23 @@ def _aligner(values: Mapping[str, Any]) -> AlignerTrainingSettings:
     stages = {
         name: _settings(TrainingSettings, values[name], f"[aligner.{name}]")
         for name in ("warm_up", "correction")
-        if name in values
+        if isinstance(values.get(name), Mapping)
     }
     return _settings(AlignerTrainingSettings, {**values, **stages}, "[aligner]")
 
 
 def _settings(make: Callable[..., Settings], values: Mapping[str, Any], where: str) -> Settings:
     _refuse_unknown(values, {field.name for field in fields(make)}, where)  # type: ignore[arg-type]
-    return make(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return make(**{name: _setting(name, value, where) for name, value in values.items()})
+
+
+def _setting(name: str, value: Any, where: str) -> Any:
+    """A value as the settings have it: a list is a tuple, and `false` is None where there is something to leave out."""
+    if name in _OFF and isinstance(value, bool | str):
+        if value is not False:
+            raise ConfigurationError(f"In {where} {name} is {value!r}; it is {_OFF[name]}, or false to do without.")
+        return None
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -7,8 +7,6 @@ trained here with TRL's `SFTTrainer`. Rows arrive as ids, since the Aligner's te
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import random
 import sys
@@ -21,15 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from aligner_chain.errors import ConfigurationError
 from bootstrap.checkpoints import newest_checkpoint
-from bootstrap.errors import TrainingDataError, TrainingFailedError
+from bootstrap.errors import TrainingDataError
+from bootstrap.journal import JOURNAL, STEPS, keep_journal, keep_steps
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-
-JOURNAL = "progress.jsonl"
-"""The file beside the checkpoints with the losses: step, steps, loss, learning rate and more on each line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +109,7 @@ def train_rows(
 def run_trainer(trainer: Any, workdir: Path, settings: TrainingSettings, *, resume: bool, progress: bool) -> Any:
     """Trains, from the newest whole checkpoint in `workdir` on where `resume` is set, and returns the trainer's model.
 
-    Each loss is written to `progress.jsonl` in `workdir`.
+    Each loss is written to `progress.jsonl` in `workdir`, each step to `steps.jsonl`.
 
     Raises:
         TrainingFailedError: the loss is no number any more.
@@ -122,6 +117,7 @@ def run_trainer(trainer: Any, workdir: Path, settings: TrainingSettings, *, resu
     checkpoint = newest_checkpoint(workdir) if resume else None
     show_progress(trainer, progress)
     keep_journal(trainer, workdir / JOURNAL)
+    keep_steps(trainer, workdir / STEPS)
     with cpu_threads(settings.threads):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return trainer.model
@@ -235,39 +231,6 @@ def quiet_network() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def keep_journal(trainer: Any, path: Path) -> None:
-    """Lets a trainer write what it logs to a file of JSON lines, and stop where the loss is no number.
-
-    Steps after a checkpoint that was resumed stand there twice; the later line counts.
-    """
-    from transformers import TrainerCallback
-
-    class Journal(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if not logs or not state.is_world_process_zero:
-                return
-            figures = {name: value for name, value in logs.items() if isinstance(value, int | float)}
-            broken = sorted(name for name in ("loss", "grad_norm") if not math.isfinite(figures.get(name, 0.0)))
-            if broken:
-                message = (
-                    f"At step {state.global_step} of {state.max_steps} the {' and the '.join(broken)} became "
-                    f"{figures[broken[0]]}. Lower the learning rate (it is {args.learning_rate}), or look for rows that "
-                    "are empty."
-                )
-                raise TrainingFailedError(message)
-            line = {
-                "step": state.global_step,
-                "steps": state.max_steps,
-                **figures,
-                "at_ms": time.time_ns() // 1_000_000,
-            }
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-    trainer.add_callback(Journal())
 
 
 def show_progress(trainer: Any, shown: bool) -> None:

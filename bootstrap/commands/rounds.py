@@ -137,18 +137,25 @@ def _show_result(arguments: argparse.Namespace, result: RoundResult | None) -> i
         print(json.dumps(result.as_dict(), indent=2))
     else:
         refused = ", ".join(gate.name for gate in result.gates if not gate.passed)
-        reason = f"not passed: {refused}" if refused else result.reason
+        reason = f"not passed: {refused}" if refused and result.status != "promoted" else result.reason
         say(f"Round {result.number} was {result.status} after {result.seconds:.0f} s, {reason}.")
     return PROMOTED if result.status == "promoted" else REFUSED
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    ledger = _ledger(arguments)
+    from bootstrap.rounds import Ledger
+
+    registry = _registry(arguments)
+    ledger = Ledger(registry.database)
     rounds = ledger.rounds() if arguments.round is None else [ledger.round(arguments.round)]
     if arguments.json:
         print(json.dumps(_as_json(rounds[-1]) if rounds else None, indent=2))
     else:
-        for line in _lines(rounds[-1]) if rounds else ["No round was begun yet:  aligner-bootstrap round run --help"]:
+        for line in (
+            _lines(rounds[-1], registry.home)
+            if rounds
+            else ["No round was begun yet:  aligner-bootstrap round run --help"]
+        ):
             print(line)
     return 0
 
@@ -205,8 +212,9 @@ def _line(one: Round) -> str:
     return f"{one.created:%Y-%m-%d %H:%M} UTC  round {one.number} {one.status}{made}{fired}{reason}"
 
 
-def _lines(one: Round) -> Iterator[str]:
+def _lines(one: Round, home: Path) -> Iterator[str]:
     from bootstrap.rounds import STAGE_NAMES
+    from bootstrap.rounds.progress import training_lines
 
     yield _line(one)
     for name in STAGE_NAMES:
@@ -216,6 +224,10 @@ def _lines(one: Round) -> Iterator[str]:
             continue
         seconds = f"{run.seconds:8.1f} s" if run.seconds is not None else f"{'':>10}"
         yield f"  {name:<18} {run.status:<8}{seconds}  attempt {run.attempt}{f'  {run.error}' if run.error else ''}"
+        if skipped := run.result.get("skipped"):
+            yield f"  {'':<18} nothing to do: {skipped}"
+        for line in training_lines(home, one.number, run):
+            yield f"  {'':<18} {line}"
     for gate in one.gates:
         if gate["decision"] != "promote":
             yield f"  {gate['name']}: {gate['decision']}, {gate['reason']}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bootstrap.commands.base import STORE_HELP, add_command, existing_store, require_store
@@ -55,6 +57,9 @@ def _add_what_to_delete(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--id", nargs="+", dest="ids", metavar="ID", help="these corrections")
     what.add_argument("--older-than", type=_age_ms, metavar="AGE", help="what was collected longer ago: 90d, 12h or 4w")
     parser.add_argument("--tenant", help="only in this tenant (default: in every tenant)")
+    parser.add_argument(
+        "--home", type=Path, help="folder of the registry whose reports go too (default: $ALIGNER_HOME)"
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -109,12 +114,29 @@ def _upgrade(arguments: argparse.Namespace) -> int:
 def _delete(arguments: argparse.Namespace) -> int:
     if arguments.ids and arguments.tenant is not None:
         raise StoreError("An id names one correction, whatever its tenant: leave out --tenant, or give --subject.")
+    from aligner_chain.serving import home as default_home
+    from bootstrap.report.forgetting import forget_examples, forget_exports, open_rounds
+
     before_ms = None if arguments.older_than is None else now_ms() - arguments.older_than
-    count = existing_store(arguments.store).delete(
+    store, home = existing_store(arguments.store), arguments.home or default_home()
+    reports = forget_examples(home)  # first: should this be killed, what remains is found again in the store
+    count = store.delete(
         ids=arguments.ids or (), subject=arguments.subject, tenant=arguments.tenant, before_ms=before_ms
     )
-    print(json.dumps({"deleted": count}) if arguments.json else f"{count:,} corrections are deleted.")
+    told = {"deleted": count, "reports": reports, "exports": forget_exports(home, store), "rounds": open_rounds(home)}
+    print(json.dumps(told) if arguments.json else "\n".join(_told(told, home)))
     return 0
+
+
+def _told(told: Mapping[str, Any], home: Path) -> Iterator[str]:
+    """What was deleted, and where copies may still be."""
+    yield f"{told['deleted']:,} corrections are deleted."
+    if told["reports"]:
+        yield f"{told['reports']} files of examples and pages in {home / 'reports'} are removed. Pages without: aligner-bootstrap report"
+    for name in told["exports"]:
+        yield f"{home / 'exports' / name} had some of them and is removed; whoever was given a copy must be told."
+    for number in told["rounds"]:
+        yield f"Round {number} is not ended and may hold copies. Remove them:  aligner-bootstrap round abort {number}"
 
 
 def _existing(target: str) -> Database:

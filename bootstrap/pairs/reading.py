@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from aligner_chain.exchange import Turn
+from aligner_chain.exchange import Exchange, Turn
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs.values import Pair, Source, Triple
 from bootstrap.records import is_unicode
@@ -23,6 +23,10 @@ TRIPLE = (
     '  {"question": "...", "answer": "...", "correction": "...", "context": ["..."], "criteria": ["..."]}\n'
     "where context and criteria may be left out, a correction equal to its answer means that the answer is right, and "
     'instead of the question there may be  "turns": [{"role": "user", "text": "..."}, ...]'
+)
+ANSWERED = (
+    'Each line must be a JSON object like\n  {"question": "...", "answer": "...", "context": ["..."]}\n'
+    'where context may be left out, and instead of the question there may be  "turns": [{"role": "user", "text": "..."}, ...]'
 )
 PAIR = (
     "Each line must be a JSON object like\n"
@@ -90,6 +94,21 @@ def read_triples(path: str | os.PathLike[str]) -> list[Triple]:
         TrainingDataError: the file cannot be read, has no rows, or lines are not as above; the message names the lines.
     """
     return list(read_rows(path, parse_triple, TRIPLE))
+
+
+def read_answered(path: str | os.PathLike[str]) -> list[Exchange]:
+    """Reads answered questions from JSON lines: `question` (or `turns`) and `answer`, with or without `context`.
+
+    Raises:
+        TrainingDataError: the file cannot be read, has no rows, or bad ones; the message names the lines.
+    """
+    return list(read_rows(path, parse_answered, ANSWERED))
+
+
+def parse_answered(value: object) -> Exchange:
+    """The exchange of a line's value; raises ValueError with what is wrong."""
+    fields = _object(value)
+    return Exchange(turns=_turns(fields), answer=_filled(fields, "answer"), context=_texts(fields, "context"))
 
 
 def read_rows(path: str | os.PathLike[str], parse: Callable[[object], T], expected: str) -> Iterator[T]:

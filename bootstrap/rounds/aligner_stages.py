@@ -16,7 +16,15 @@ from aligner_chain.errors import CapabilityError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.tradeoff import Tradeoff, measure
 from bootstrap.errors import JudgeError
-from bootstrap.evaluation import GateResult, non_inferiority_gate, over_editing_gate, share_gate
+from bootstrap.evaluation import (
+    GateResult,
+    level,
+    non_inferiority_gate,
+    over_editing_gate,
+    sequential_gate,
+    share_gate,
+    verdict_scores,
+)
 from bootstrap.judges import fully_right
 from bootstrap.measures import Measured, share_figures
 from bootstrap.pairs import manifest, read_triples, triples, write_triples
@@ -30,7 +38,9 @@ from bootstrap.rounds.artifacts import (
     write_exchanges,
     write_rows,
 )
+from bootstrap.rounds.ledger import Ledger
 from bootstrap.rounds.nulls import NULLS
+from bootstrap.rounds.recorded import recorded_upstream
 from bootstrap.rounds.upstream_stages import Result, decided, read_verdicts
 from bootstrap.rounds.work import Work
 from bootstrap.training import TrainingJob, run_job
@@ -38,14 +48,21 @@ from bootstrap.training import TrainingJob, run_job
 LEAST_KEPT = 0.98
 """The share of known-right answers that a candidate Aligner must leave as they are."""
 
+BETTER_ALONE = "Aligner better than the served one"
+
 
 def regenerate(work: Work, out: Path) -> Result:
-    """Lets the candidate upstream answer training prompts anew: the Aligner must fit what it writes."""
+    """Lets the upstream answer training prompts anew: the Aligner must fit what it writes.
+
+    Of a provider's upstream the recorded answers are taken.
+    """
     prompts = read_exchanges(work.folders["freeze"] / "train.jsonl")
     prompts.sort(key=_prompt_order)
     prompts = random.Random(work.config.seed).sample(prompts, min(len(prompts), work.config.regenerate))
-    answers = work.answers(work.folders["train_upstream"] / "model", prompts, work.candidate)
-    return {"answers": write_exchanges(out / "answers.jsonl", answers)}
+    if work.upstream is None:
+        return {"recorded": write_exchanges(out / "answers.jsonl", prompts)}
+    folder, identity = work.upstream
+    return {"answers": write_exchanges(out / "answers.jsonl", work.answers(folder, prompts, identity))}
 
 
 def correct(work: Work, out: Path) -> Result:
@@ -112,12 +129,13 @@ def train(work: Work, out: Path) -> Result:
 
 
 def calibrate(work: Work, out: Path) -> Result:
-    """Measures anew each threshold that the served Aligner has, on the new upstream's answers to the gate prompts."""
+    """Measures anew each threshold that the served Aligner has, on its upstream's answers to the gate prompts."""
     served = read_metadata(work.parent.aligner.path).calibrations
     if not served:
         return {"calibrations": []}
     folder = work.folders["evaluate_upstream"]
-    answers, right = read_exchanges(folder / "after.jsonl"), fully_right(read_verdicts(folder, "after"))
+    answers = read_exchanges(folder / f"{work.answered}.jsonl")
+    right = fully_right(read_verdicts(folder, work.answered))
     with contextlib.closing(Aligner.from_pretrained(str(_aligner(work)))) as aligner:
         try:
             scores = aligner.inspect(answers)
@@ -137,16 +155,18 @@ def calibrate(work: Work, out: Path) -> Result:
 
 
 def evaluate(work: Work, out: Path) -> Result:
-    """Lets the candidate and the served Aligner correct the gate answers of the new upstream, and the served pair its own."""
+    """Lets the candidate and the served Aligner correct the gate answers of the new upstream, and the served pair its own.
+
+    Where the served upstream stays, the new one is the old one, and what was served is measured once.
+    """
     answered = work.folders["evaluate_upstream"]
-    new, old = read_exchanges(answered / "after.jsonl"), read_exchanges(answered / "before.jsonl")
+    new, old = (read_exchanges(answered / f"{name}.jsonl") for name in (work.answered, "before"))
     served = work.parent.aligner.path
+    pairs = [("served_on_old", served, old), ("candidate_on_new", _aligner(work), new)]
+    if not work.refused:
+        pairs.append(("served_on_new", served, new))
     figures = {}
-    for name, folder, answers in (
-        ("served_on_new", served, new),
-        ("candidate_on_new", _aligner(work), new),
-        ("served_on_old", served, old),
-    ):
+    for name, folder, answers in pairs:
         corrections = work.corrections(folder, answers)
         measured = work.config.yardstick.measure_corrections(corrections)
         write_corrections(out / f"{name}.jsonl", corrections)
@@ -161,20 +181,39 @@ def evaluate(work: Work, out: Path) -> Result:
 
 
 def gate(work: Work, out: Path) -> Result:
-    """Compares the Aligners on the new upstream's answers, and the pairs as a whole."""
-    folder, config = work.folders["evaluate_pair"], work.config
-    new = read_rows(folder / "candidate_on_new-right.jsonl")
+    """Compares the Aligners on the new upstream's answers, and the pairs as a whole.
+
+    Where the served upstream stays, the Aligner is all that is new, so it must be better: were it enough to be no worse,
+    many rounds might each lose a little and nobody would gain.
+    """
+    config = work.config
+    new = read_rows(work.folders["evaluate_pair"] / "candidate_on_new-right.jsonl")
     kept = work.results["evaluate_pair"]["kept"]
-    gates: list[GateResult] = [
+    gates = [_better_alone(work, new)] if work.refused else _not_worse(work, new)
+    gates.append(share_gate("right answers kept", kept["k"], kept["n"], LEAST_KEPT))
+    gates.append(over_editing_gate("right answers not damaged", _damaged(work, new), config.policy.damaged))
+    return decided(work, out, gates)
+
+
+def _not_worse(work: Work, new: Sequence[bool]) -> list[GateResult]:
+    folder, config = work.folders["evaluate_pair"], work.config
+    return [
         non_inferiority_gate(name, read_rows(folder / f"{before}-right.jsonl"), new, margin)
         for name, before, margin in (
             ("Aligner on the new upstream", "served_on_new", config.margin),
             ("new pair against served pair", "served_on_old", config.pair_margin),
         )
     ]
-    gates.append(share_gate("right answers kept", kept["k"], kept["n"], LEAST_KEPT))
-    gates.append(over_editing_gate("right answers not damaged", _damaged(work, new), config.policy.damaged))
-    return decided(work, out, gates)
+
+
+def _better_alone(work: Work, new: Sequence[bool]) -> GateResult:
+    """The test of an Aligner for an upstream that stays; its level falls with the number of those before (e-LOND)."""
+    before = read_rows(work.folders["evaluate_pair"] / "served_on_old-right.jsonl")
+    rounds = Ledger(work.registry.database).rounds()
+    tested = [one["decision"] for round_ in rounds for one in round_.gates if one["name"] == BETTER_ALONE]
+    alpha = level(len(tested), tested.count("promote"), work.config.policy.alpha)
+    scores = verdict_scores(before, new, seed=work.config.seed)
+    return sequential_gate(BETTER_ALONE, scores, alpha=alpha, most=len(new))
 
 
 def promote(work: Work, out: Path) -> Result:
@@ -188,8 +227,10 @@ def promote(work: Work, out: Path) -> Result:
 
 
 def register(work: Work) -> PairVersion:
-    """Gives both models their versions and notes that they are a pair; the same again for a round that was killed."""
-    upstream = _version(work, "upstream", work.folders["train_upstream"] / "model", work.results["freeze"]["pairs"])
+    """Gives what is new its version and notes what the pair is; the same again for a round that was killed."""
+    upstream = work.parent.upstream
+    if not work.refused:
+        upstream = _version(work, "upstream", work.folders["train_upstream"] / "model", work.results["freeze"]["pairs"])
     aligner = _version(work, "aligner", _aligner(work), work.results["triples"]["data"], upstream=upstream)
     made = [pair for pair in work.registry.pairs() if pair.figures.get("round") == work.number]
     figures = {**work.results["evaluate_pair"]["candidate_on_new"], "round": work.number}
@@ -206,16 +247,21 @@ def _version(work: Work, kind: Kind, source: Path, data: Result, upstream: Versi
 
     def write(folder: Path) -> None:
         shutil.copytree(source, folder, dirs_exist_ok=True)
-        if upstream is not None:
-            _write_calibrations(work, folder, upstream)
+        if kind == "aligner":
+            _write_calibrations(work, folder, _recorded(work) if upstream is None else upstream.identity)
 
     return work.registry.add(kind, write, described, fence=work.fence)
 
 
-def _write_calibrations(work: Work, folder: Path, upstream: Version) -> None:
+def _recorded(work: Work) -> str | None:
+    """What the provider's upstream is called in the answers that were calibrated on."""
+    return recorded_upstream(read_exchanges(work.folders["evaluate_upstream"] / "before.jsonl"))
+
+
+def _write_calibrations(work: Work, folder: Path, upstream: str | None) -> None:
     """Binds what was calibrated to the upstream's version, which has its number only now."""
     metadata = read_metadata(folder)
-    made = [Tradeoff(**row).calibration(metadata.identity, upstream.identity) for row in _calibrations(work)]
+    made = [Tradeoff(**row).calibration(metadata.identity, upstream) for row in _calibrations(work)]
     write_metadata(folder, replace(metadata, calibrations={one.criterion: one for one in made if one is not None}))
 
 
@@ -235,7 +281,7 @@ def _kept(work: Work, new: Measured) -> dict[str, int]:
 
 def _damaged(work: Work, right_after: Sequence[bool]) -> list[bool]:
     """Of the answers that were right alone, which the candidate Aligner made wrong."""
-    right_before = fully_right(read_verdicts(work.folders["evaluate_upstream"], "after"))
+    right_before = fully_right(read_verdicts(work.folders["evaluate_upstream"], work.answered))
     return [not after for before, after in zip(right_before, right_after, strict=True) if before]
 
 

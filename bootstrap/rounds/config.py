@@ -29,7 +29,9 @@ class RoundConfig:
         store: the file or URL of the `CorrectionStore`.
         home: the folder of the `Registry`; None takes `ALIGNER_HOME`.
         registry: its database by URL; None takes the file in the folder, or `ALIGNER_REGISTRY`.
-        base_upstream: the model folder that every round's candidate starts from.
+        base_upstream: the model folder that every round's candidate starts from. None where the upstream is a provider's and
+            cannot be trained here: rounds then improve the Aligner alone, on the answers that were recorded, and hand the
+            pairs over in the form of hosted fine-tuning (`home/exports`).
         base_aligner: the Aligner folder that every round's candidate starts from.
         yardstick: how held-out answers are judged.
         preference: says which of two answers is better; the gate asks it about held-out prompts until it can decide. None
@@ -42,6 +44,10 @@ class RoundConfig:
         launcher: how trainings are started: each in a process of its own, or in this one (`Launcher.here()`).
         policy: what the gates require; with fewer gate prompts than its margins need they hold.
         unrelated: answered exchanges that no correction is about, to see what else a training changed.
+        aligner_alone: where the candidate upstream is refused, the round goes on and trains an Aligner for the upstream
+            that is served. So by default, since what was collected teaches the Aligner whatever became of that candidate,
+            and since it is promoted only if it is shown to be better than the one that is served. False ends the round
+            there, and saves the Aligner's training and what annotator and verifier cost.
         margin: how far below 0 the lower bound of an Aligner's change may be, as a share. Of n gate prompts without any
             change it is about 3.84 / n, so 1 point needs 384 of them.
         pair_margin: the same for the new pair as a whole against the served one. An upstream that needs less correcting
@@ -56,10 +62,10 @@ class RoundConfig:
     """
 
     store: str | Path
-    base_upstream: Path
     base_aligner: Path
     yardstick: Yardstick
     verifier: Verifier
+    base_upstream: Path | None = None
     home: Path | None = None
     registry: str | None = None
     annotator: Annotator | None = None
@@ -73,6 +79,7 @@ class RoundConfig:
     launcher: Launcher = field(default_factory=Launcher)
     policy: GatePolicy = field(default_factory=GatePolicy)
     unrelated: tuple[Exchange, ...] = ()
+    aligner_alone: bool = True
     margin: float = 0.01
     pair_margin: float = 0.03
     least_pairs: int = 50
@@ -105,6 +112,7 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
             "dpo",
             "aligner",
             "policy",
+            "aligner_alone",
             "margin",
             "pair_margin",
             "least_pairs",
@@ -128,7 +136,9 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
 
 
 def _folder_sha256(config: RoundConfig, name: str) -> str:
-    folder: Path = getattr(config, name)
+    folder: Path | None = getattr(config, name)
+    if folder is None:
+        return ""
     if not folder.is_dir():
         raise ConfigurationError(
             f"{name} is {folder}, and there is no such folder. Give that of the model to start from."

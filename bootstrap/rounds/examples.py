@@ -57,7 +57,9 @@ def read_examples(home: Path, number: int) -> list[Correction]:
 
 
 def _answered(folder: Path) -> list[Answered]:
-    """What was answered differently; the others show nothing."""
+    """What was answered differently; the others show nothing. Nothing where there was no candidate."""
+    if not (folder / "after.jsonl").exists():
+        return []
     before, after = (read_exchanges(folder / f"{name}.jsonl") for name in ("before", "after"))
     right = (fully_right(read_verdicts(folder, name)) for name in ("before", "after"))
     return [

@@ -77,7 +77,7 @@ class Rounds:
         """
         registry, parts = self.open_registry(), fingerprint(self.config)
         with self._alone(registry) as fence:
-            parent, ledger = _served(registry), Ledger(registry.database, fence)
+            parent, ledger = self._served(registry), Ledger(registry.database, fence)
             _remove_ended(registry, ledger)
             planned = ledger.plan(config_hash=json_sha256(parts), parent=parent.number, fire_key=fire_key)
             return None if planned is None else self._go(registry, fence, planned, parent, parts)
@@ -135,7 +135,7 @@ class Rounds:
             yield lease
 
     def _resume(self, registry: Registry, fence: Fence, found: Round) -> RoundResult:
-        parts, parent = self._same_parts(registry, found), _served(registry)
+        parts, parent = self._same_parts(registry, found), self._served(registry)
         promoted = parent.figures.get("round") == found.number
         if parent.number != found.parent and not promoted:
             raise RoundChangedError(
@@ -191,6 +191,21 @@ class Rounds:
         _remove_ended(registry, ledger)
         return RoundResult.of(ended, registry.served(), time.monotonic() - started)
 
+    def _served(self, registry: Registry) -> PairVersion:
+        served = registry.served()
+        if served is None:
+            raise RegistryError(
+                "No pair of an upstream and an Aligner is served, so there is nothing to improve on. Register a start "
+                "pair with `aligner-bootstrap round run --start`, or see `aligner-bootstrap demo`."
+            )
+        if served.upstream is None and self.config.base_upstream is not None:
+            raise RegistryError(
+                f"Pair {served.number} is an Aligner for an upstream of a provider, so a candidate trained from "
+                f"{self.config.base_upstream} has nothing to be compared with.\nTo improve the Aligner alone, leave "
+                "base_upstream out. To serve an upstream of your own, promote it with an Aligner first."
+            )
+        return served
+
     def _same_parts(self, registry: Registry, found: Round) -> Mapping[str, str]:
         """What the round was begun with, which must be what is there now."""
         parts = fingerprint(self.config)
@@ -218,16 +233,6 @@ def abort(registry: Registry, number: int, reason: str) -> Round:
     ended = ledger.end(number, "aborted", reason)
     _remove_ended(registry, ledger)
     return ended
-
-
-def _served(registry: Registry) -> PairVersion:
-    served = registry.served()
-    if served is None or served.upstream is None:
-        raise RegistryError(
-            "No pair of an upstream and an Aligner is served, so there is nothing to improve on. Register a start "
-            "pair with `aligner-bootstrap round run --start`, or see `aligner-bootstrap demo`."
-        )
-    return served
 
 
 def _root(registry: Registry, number: int) -> Path:

@@ -43,7 +43,7 @@ class Stage:
     """A step of a round: a pure function of the settings and of what the stages before it left.
 
     `run` writes files into the folder that it is given and returns what the ledger keeps. A result with `ends`, a status and
-    a reason, ends the round.
+    a reason, ends the round; one with `skipped`, a reason, says that there was nothing to do.
     """
 
     name: str
@@ -96,8 +96,9 @@ class Runner:
             else:
                 self._attempt(stage, before)
             if ends := self.work.results[stage.name].get("ends"):
-                return ends[0], f"{ends[1]}{_kept_as_challenger(self.work) if ends[0] == 'held' else ''}"
-        return "promoted", "every gate was passed"
+                also = f"; {self.work.refused}" if self.work.refused else ""
+                return ends[0], f"{ends[1]}{also}{_kept_as_challenger(self.work) if ends[0] == 'held' else ''}"
+        return "promoted", f"the Aligner alone, {self.work.refused}" if self.work.refused else "every gate was passed"
 
     def _attempt(self, stage: Stage, before: StageRun | None) -> None:
         if before is not None and before.status == "running" and _left(self.work, before).is_dir():

@@ -14,6 +14,7 @@ from bootstrap.evaluation import GateResult, superiority_gate
 from bootstrap.registry import PairVersion, Registry
 from bootstrap.rounds.config import RoundConfig
 from bootstrap.rounds.nulls import NULLS
+from bootstrap.rounds.recorded import recorded_answers
 from bootstrap.rounds.work import Say
 from bootstrap.store import CorrectionStore
 
@@ -26,6 +27,8 @@ def register_start(
 ) -> tuple[PairVersion, tuple[GateResult, ...]]:
     """Registers and serves the base pair if its Aligner repairs more than each null corrector.
 
+    Without a `base_upstream` it is the Aligner alone, measured on the recorded answers of the provider's upstream.
+
     `nulls` are correctors that need no Aligner; copying and refusing are always among them.
 
     Raises:
@@ -33,8 +36,10 @@ def register_start(
     """
     registry = Registry(config.home, config.registry)
     with contextlib.closing(CorrectionStore(config.store)) as store:
-        prompts = store.prompts("gate")
-    answers = config.answering.answer_from(config.base_upstream, prompts, upstream="upstream@1")
+        prompts = recorded_answers(store, "gate") if config.base_upstream is None else store.prompts("gate")
+    answers = prompts
+    if config.base_upstream is not None:
+        answers = config.answering.answer_from(config.base_upstream, prompts, upstream="upstream@1")
     with contextlib.closing(Aligner.from_pretrained(str(config.base_aligner))) as aligner:
         measured = config.yardstick.measure_corrections(aligner.correct(answers))
     gates = []
@@ -46,7 +51,9 @@ def register_start(
         reasons = "; ".join(f"{gate.name}: {gate.reason}" for gate in gates if not gate.passed)
         message = f"The start pair was not registered, its Aligner is no better than doing nothing. {reasons}."
         raise RegistryError(message)
-    upstream = registry.add("upstream", _copier(config.base_upstream), {"base": str(config.base_upstream)})
+    upstream = None
+    if config.base_upstream is not None:
+        upstream = registry.add("upstream", _copier(config.base_upstream), {"base": str(config.base_upstream)})
     aligner_version = registry.add("aligner", _copier(config.base_aligner), {"base": str(config.base_aligner)})
     return registry.promote(upstream, aligner_version, figures=measured.figures()), tuple(gates)
 

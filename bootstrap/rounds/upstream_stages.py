@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from aligner_chain.exchange import Exchange
 from bootstrap.errors import JudgeError
 from bootstrap.evaluation import Evidence, GateResult, candidate_gates, decide, scores_in_random_order
+from bootstrap.files import sync, sync_tree
 from bootstrap.health import LIMITS, health_limits, is_refusal, measure_health
 from bootstrap.judges import fully_right
 from bootstrap.measures import share_figures
@@ -27,9 +29,12 @@ from bootstrap.pairs import (
     write_pairs,
     write_triples,
 )
+from bootstrap.pairs.exports import export
 from bootstrap.pairs.filters import DEFAULTS
+from bootstrap.records import Split
 from bootstrap.rounds.artifacts import read_any, read_exchanges, write_exchanges, write_rows
 from bootstrap.rounds.ledger import Ledger
+from bootstrap.rounds.recorded import recorded_answers
 from bootstrap.rounds.work import Work
 from bootstrap.store import CorrectionStore
 from bootstrap.training import TrainingJob, run_job
@@ -37,6 +42,7 @@ from bootstrap.training import TrainingJob, run_job
 Result = Mapping[str, Any]
 
 MOST_PROBES = 200
+HANDED_OVER, EXPORTS = "preference", "exports"
 _ENDS = {"reject": "rejected", "hold": "held"}
 
 
@@ -48,7 +54,13 @@ def freeze(work: Work, out: Path) -> Result:
         pairs = sorted(found.pairs, key=_text_order)
         vouched = human_triples(store.records("train", feedback=True)).triples
         probe = _probe(store)
-        counts = {split: write_exchanges(out / f"{split}.jsonl", store.prompts(split)) for split in ("train", "gate")}
+        asked = recorded_answers if work.parent.upstream is None else CorrectionStore.prompts
+        splits: tuple[Split, ...] = ("train", "gate")
+        counts: dict[str, int] = {
+            split: write_exchanges(out / f"{split}.jsonl", asked(store, split)) for split in splits
+        }
+        if work.config.base_upstream is None:
+            export(store, out / HANDED_OVER, form="openai-preference")
     write_pairs(out / "pairs.jsonl", pairs)
     write_pairs(out / "probe.jsonl", probe)
     write_pairs(out / "replay.jsonl", map(_replayed, work.config.gold))
@@ -62,6 +74,8 @@ def freeze(work: Work, out: Path) -> Result:
 def train(work: Work, out: Path) -> Result:
     """Trains a candidate on all pairs so far, in a process of its own unless the launcher says otherwise."""
     config, frozen = work.config, work.folders["freeze"]
+    if config.base_upstream is None:
+        return {"skipped": _hand_over(work)}
     work.say(f"DPO on {work.results['freeze']['pairs']['rows']} pairs")
     job = TrainingJob(
         kind="upstream",
@@ -70,7 +84,7 @@ def train(work: Work, out: Path) -> Result:
         work=work.scratch("train_upstream"),
         out=out / "model",
         settings=config.dpo,
-        parent=None if config.dpo.start == "fresh" else work.served_upstream.path,
+        parent=None if config.dpo.start == "fresh" or work.parent.upstream is None else work.parent.upstream.path,
         replay=frozen / "replay.jsonl" if config.gold and config.dpo.replay else None,
     )
     return run_job(job, config.launcher)
@@ -79,14 +93,13 @@ def train(work: Work, out: Path) -> Result:
 def evaluate(work: Work, out: Path) -> Result:
     """Lets the served upstream and the candidate answer the gate prompts, and the judge say which answers are right."""
     prompts = read_exchanges(work.folders["freeze"] / "gate.jsonl")
-    served, judge = work.served_upstream, work.config.yardstick.judge
-    asked = {
-        "before": (served.path, served.identity),
-        "after": (work.folders["train_upstream"] / "model", work.candidate),
-    }
+    served, judge = work.parent.upstream, work.config.yardstick.judge
+    asked: dict[str, tuple[Path, str] | None] = {"before": None if served is None else (served.path, served.identity)}
+    if not work.refused:
+        asked["after"] = work.upstream
     figures = {}
-    for name, (folder, identity) in asked.items():
-        answers = work.answers(folder, prompts, identity)
+    for name, upstream in asked.items():
+        answers = prompts if upstream is None else work.answers(upstream[0], prompts, upstream[1])
         verdicts = [dict(verdict) for verdict in judge(answers)]
         if len(verdicts) != len(answers):
             raise JudgeError(
@@ -95,7 +108,8 @@ def evaluate(work: Work, out: Path) -> Result:
         write_exchanges(out / f"{name}.jsonl", answers)
         write_rows(out / f"{name}-verdicts.jsonl", verdicts)
         figures[name] = share_figures(verdicts)
-    return {"n": len(prompts), **figures, "health": _health(work, out)}
+    health = {} if work.refused or served is None else _health(work, out, served.path)
+    return {"n": len(prompts), **figures, "health": health}
 
 
 def gate(work: Work, out: Path) -> Result:
@@ -104,6 +118,8 @@ def gate(work: Work, out: Path) -> Result:
     The level of the test falls with the number of candidates that were tested before (e-LOND), so that of all promotions
     over many rounds few are of upstreams that are no better.
     """
+    if work.refused:
+        return {"skipped": work.refused}
     folder = work.folders["evaluate_upstream"]
     verdicts = [read_verdicts(folder, name) for name in ("before", "after")]
     answers = [[one.answer for one in read_exchanges(folder / f"{name}.jsonl")] for name in ("before", "after")]
@@ -118,7 +134,8 @@ def gate(work: Work, out: Path) -> Result:
         seed=work.config.seed,
     )
     tests, promoted = _tested(work)
-    return decided(work, out, candidate_gates(evidence, work.config.policy, tests=tests, promoted=promoted))
+    found = decided(work, out, candidate_gates(evidence, work.config.policy, tests=tests, promoted=promoted))
+    return _gone_on(work, found) if "ends" in found and work.config.aligner_alone else found
 
 
 def read_verdicts(folder: Path, name: str) -> list[dict[str, bool]]:
@@ -138,12 +155,36 @@ def decided(work: Work, out: Path, gates: Sequence[GateResult]) -> Result:
     return {"gates": rows, "ends": [_ENDS[decision.decision], "; ".join(decision.reasons)]}
 
 
+def _gone_on(work: Work, found: Result) -> Result:
+    """The same decision, with which the round goes on for the upstream that is served."""
+    status, reason = found["ends"]
+    work.say("the served upstream stays, and the round goes on with the Aligner alone")
+    return {"gates": found["gates"], "refused": f"the candidate upstream was {status} ({reason})"}
+
+
+def _hand_over(work: Work) -> str:
+    """Puts the pairs where the provider's fine-tuning can be given them, once, and says why nothing is trained here."""
+    folder = work.registry.home / EXPORTS / f"round-{work.number}"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        staged = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.copytree(work.folders["freeze"] / HANDED_OVER, staged)
+        sync_tree(staged)
+        staged.rename(folder)
+        sync(folder.parent)
+    reason = "the upstream is not trained here, no base_upstream is named"
+    work.say(f"{reason}; the pairs for its provider's fine-tuning are in {folder}")
+    return reason
+
+
 def _ends_without_news(work: Work, sha256: str) -> Result:
     """Ends a round that would make a candidate once more that was judged already: each test of it makes the next stricter."""
     rounds = Ledger(work.registry.database).rounds()
     same_config = next(one.config_hash for one in rounds if one.number == work.number)
     for one in rounds:
-        judged = one.config_hash == same_config and one.result("gate_upstream")
+        tested = one.result("gate_upstream").get("gates") or one.result("gate_pair")
+        judged = one.config_hash == same_config and tested
         if judged and one.number != work.number and one.result("freeze")["pairs"]["sha256"] == sha256:
             reason = f"its pairs are those of round {one.number}, which was {one.status}; collect more, or change the settings"
             return {"ends": ["skipped", reason]}
@@ -171,12 +212,12 @@ def _tested(work: Work) -> tuple[int, int]:
     return len(decisions), decisions.count("promote")
 
 
-def _health(work: Work, out: Path) -> Mapping[str, float]:
+def _health(work: Work, out: Path, served: Path) -> Mapping[str, float]:
     """What the training did to the upstream besides, as far as it could be measured."""
     before, after = ([one.answer for one in read_exchanges(out / f"{name}.jsonl")] for name in ("before", "after"))
     health = measure_health(
         work.folders["train_upstream"] / "model",
-        work.served_upstream.path,
+        served,
         read_any(read_pairs, work.folders["freeze"] / "probe.jsonl"),
         unrelated=work.config.unrelated,
         answers=(before, after),

@@ -11,8 +11,7 @@ from typing import Any
 from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Correction, Exchange
 from bootstrap.database.fences import Fence
-from bootstrap.errors import RegistryError
-from bootstrap.registry import PairVersion, Registry, Version
+from bootstrap.registry import PairVersion, Registry
 from bootstrap.rounds.config import RoundConfig
 
 Say = Callable[[str], None]
@@ -38,10 +37,23 @@ class Work:
     progress: bool
 
     @property
-    def served_upstream(self) -> Version:
-        if self.parent.upstream is None:
-            raise RegistryError("The served pair has no local upstream, so none can be trained.")
-        return self.parent.upstream
+    def refused(self) -> str:
+        """Why the served upstream stays, and this round improves the Aligner alone; "" where there is a better candidate."""
+        reasons = (self.results.get(stage, {}).get("skipped") for stage in ("train_upstream", "gate_upstream"))
+        return next(filter(None, reasons), "") or str(self.results.get("gate_upstream", {}).get("refused", ""))
+
+    @property
+    def answered(self) -> str:
+        """The answers to the gate prompts that the Aligner must fit, as `evaluate_upstream` calls them."""
+        return "before" if self.refused else "after"
+
+    @property
+    def upstream(self) -> tuple[Path, str] | None:
+        """The folder and the identity of the upstream that the Aligner must fit; None where it is a provider's."""
+        if not self.refused:
+            return self.folders["train_upstream"] / "model", self.candidate
+        served = self.parent.upstream
+        return None if served is None else (served.path, served.identity)
 
     @property
     def candidate(self) -> str:

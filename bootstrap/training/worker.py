@@ -22,8 +22,9 @@ from aligner_chain.errors import ConfigurationError
 from aligner_chain.templates import get_template
 from bootstrap.aligner_training import AlignerTrainingSettings, add_template_tokens, train_aligner
 from bootstrap.files import replace_file, sync_tree, write_synced
+from bootstrap.journal import JOURNAL, STEPS, attempts, done_again, read_lines
 from bootstrap.pairs import Triple, manifest, read_pairs, read_triples
-from bootstrap.sft import JOURNAL, quiet_network, shards
+from bootstrap.sft import quiet_network, shards
 from bootstrap.training.failures import describe
 from bootstrap.training.jobs import ERROR, FIGURES, LIFELINE, TrainingJob
 from bootstrap.upstream import DPOSettings, save_model, select_rows, train_selected
@@ -58,7 +59,7 @@ def train(job: TrainingJob) -> dict[str, Any]:
     figures = (
         _train_upstream(job, job.settings, part) if isinstance(job.settings, DPOSettings) else _train_aligner(job, part)
     )
-    figures = {**figures, **_last_losses(job.work), "seconds": round(time.monotonic() - started, 3)}
+    figures = {**figures, **_trainings(job.work), "seconds": round(time.monotonic() - started, 3)}
     if _first():
         sync_tree(part)
         staged = job.work / f"{FIGURES}.new"
@@ -125,13 +126,23 @@ def _metadata(job: TrainingJob, settings: AlignerTrainingSettings, rows: list[Tr
     )
 
 
-def _last_losses(work: Path) -> dict[str, Any]:
-    """The steps and the last loss of each training below the work folder, by the name of its own."""
+def _trainings(work: Path) -> dict[str, Any]:
+    """Of each training below the work folder, by the name of its own: steps, last loss, and what it was resumed at.
+
+    `resumed_at` and `again` have a number for each time that it went on: the step after which it did, and how many steps
+    were done a second time.
+    """
     found = {}
     for path in sorted(work.glob(f"*/{JOURNAL}")):
-        lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines: list[Mapping[str, Any]] = list(read_lines(path))
         losses = [line["loss"] for line in lines if "loss" in line]
-        found[path.parent.name] = {"steps": lines[-1]["step"], "last_loss": losses[-1] if losses else None}
+        tries = attempts(path.with_name(STEPS))
+        found[path.parent.name] = {
+            "steps": lines[-1]["step"],
+            "last_loss": losses[-1] if losses else None,
+            "resumed_at": [one.begun for one in tries[1:]],
+            "again": done_again(tries),
+        }
     return {"trainings": found}
 
 

@@ -139,11 +139,57 @@ def test_the_example_is_a_valid_config(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(read.gold) == 1
 
 
+ANSWERED = (
+    '{"question": "q", "answer": "a"}\n{"turns": [{"role": "user", "text": "r"}], "answer": "b", "context": ["c"]}\n'
+)
+
+
+def test_a_file_says_all_that_a_round_can_be_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_desk.py").write_text(MY_DESK, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(ANSWERED, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+store = "s"
+base_aligner = "a"
+judge = "my_desk:judge"
+verifier = "my_desk:verify"
+minimal = "my_desk:annotate"
+garbled = "my_desk:annotate"
+known_right = "rows.jsonl"
+unrelated = "rows.jsonl"
+aligner_alone = false
+[dpo]
+lora = false
+[policy]
+length_ratio = false
+[aligner]
+warm_up = false
+lora = {r = 4}
+"""
+    read = read_config(config(tmp_path, text))
+    rows = (Exchange.of("q", "a"), Exchange.of("r", "b", context=("c",)))
+    assert (read.known_right, read.unrelated) == (rows, rows)
+    assert (read.base_upstream, read.aligner_alone) == (None, False)
+    assert (read.dpo.lora, read.policy.length_ratio, read.aligner.warm_up) == (None, None, None)
+    assert read.aligner.lora == {"r": 4}
+    assert read.yardstick.minimal is read.yardstick.garbled is not None
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         ("store = 1\nnonsense = 2\n", "nonsense, which is not known"),
-        ('store = "s"\n', "lacks base_upstream"),
+        ('store = "s"\n', "lacks base_aligner"),
+        (
+            EXAMPLE.replace("[dpo]", "[dpo]\nlora = true\n[other]", 1).partition("[other]")[0],
+            "[dpo] lora is True; it is a table",
+        ),
+        (
+            EXAMPLE.replace("# aligner_alone = false", "aligner_alone = 1"),
+            "aligner_alone is 1 and must be true or false",
+        ),
+        (EXAMPLE.replace("# known_right", "known_right"), "known_right is 'right.jsonl': "),
+        (EXAMPLE.replace('# unrelated = "unrelated.jsonl"', 'unrelated = "bad.jsonl"'), "bad.jsonl, line 2: "),
         ("store = \n", "cannot be read as TOML"),
         (EXAMPLE.replace('"corrections.db" ', "1"), "store is 1 and must be text"),
         (EXAMPLE.replace("least_pairs = 50", 'least_pairs = "50"'), "least_pairs is '50' and must be a number"),
@@ -157,6 +203,7 @@ def test_a_bad_config_is_explained(
 ) -> None:
     (tmp_path / "my_desk.py").write_text(MY_DESK, encoding="utf-8")
     (tmp_path / "gold.jsonl").write_text('{"question": "q", "answer": "a", "correction": "c"}\n', encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question": "q"}\n', encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["round", "run", "--config", str(config(tmp_path, text))]) == 2
     assert found in capsys.readouterr().err

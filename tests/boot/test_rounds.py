@@ -22,6 +22,7 @@ from bootstrap.judges import RuleJudge
 from bootstrap.measures import Yardstick
 from bootstrap.registry import Registry
 from bootstrap.rounds import STAGE_NAMES, Ledger, RoundConfig, register_start, run_round
+from bootstrap.rounds.aligner_stages import BETTER_ALONE
 from bootstrap.store import CorrectionStore
 from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
@@ -88,15 +89,38 @@ def test_a_round_makes_the_upstream_better_and_promotes_the_pair(config: RoundCo
 def test_a_candidate_that_is_no_better_is_refused_and_the_served_pair_stays(config: RoundConfig) -> None:
     collect(config)
     start, _ = register_start(config)
-    result = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
+    no_better = replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0), aligner_alone=False)
+    result = run_round(no_better)
     assert result.status == "held"
     assert result.gates[0].decision == "hold"
-    again = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
+    again = run_round(no_better)
     assert (again.status, again.gates) == ("skipped", ())
     assert "its pairs are those of round 1" in again.reason
     served = Registry(config.home).served()
     assert served is not None
     assert served.number == start.number
+
+
+def test_where_the_candidate_upstream_is_refused_the_aligner_alone_is_tried(config: RoundConfig) -> None:
+    collect(config)
+    start, _ = register_start(config)
+    result = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
+    names = [gate.name for gate in result.gates]
+    assert result.gates[0].decision == "hold"
+    assert BETTER_ALONE in names
+    assert "Aligner on the new upstream" not in names
+    # The served Aligner repairs nearly all: a new one cannot be shown to be better on two dozen prompts.
+    assert result.status == "held"
+    assert "the candidate upstream was held" in result.reason
+    registry = Registry(config.home)
+    kept, served = registry.pairs()[-1], registry.served()
+    assert served is not None
+    assert (served.number, kept.upstream) == (start.number, start.upstream)
+    assert kept.aligner.number == 2
+    [one] = Ledger(registry.database).rounds()
+    assert one.result("evaluate_upstream").keys() >= {"before", "after"}
+    assert one.result("regenerate")["answers"]
+    assert "served_on_new" not in one.result("evaluate_pair")
 
 
 def test_too_few_pairs_train_nothing(config: RoundConfig) -> None:

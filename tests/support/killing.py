@@ -8,13 +8,15 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import micro
+from safetensors.torch import load_file, save_file
 
 from aligner_chain.engines.base import Sampling
 from aligner_chain.exchange import Correction, Exchange, edits_between
@@ -23,6 +25,7 @@ from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.evaluation import GatePolicy
 from bootstrap.files import tree_sha256
+from bootstrap.journal import STEPS as STEPS_FILE
 from bootstrap.measures import Yardstick
 from bootstrap.registry import Registry
 from bootstrap.rounds import Ledger, RoundConfig, Rounds
@@ -43,12 +46,14 @@ def any_is_fit(corrections: Sequence[Correction]) -> list[bool]:
 
 
 def config(folder: Path, models: Path) -> RoundConfig:
+    """The rounds of a folder that `start` made, or `start_for_a_provider`."""
+    provider = Registry(folder / "home").pair(1).upstream is None
     return RoundConfig(
         store=folder / "corrections.db",
         home=folder / "home",
-        base_upstream=models / "upstream",
+        base_upstream=None if provider else models / "upstream",
         base_aligner=models / "aligner",
-        yardstick=Yardstick(judge=new_is_right),
+        yardstick=Yardstick(judge=micro.judge if provider else new_is_right),
         verifier=any_is_fit,
         gold=tuple(micro.triples()[:40]),
         known_right=(Exchange.of("say tea sun", "tea sun is good"),),
@@ -74,14 +79,37 @@ def config(folder: Path, models: Path) -> RoundConfig:
 
 def start(folder: Path, models: Path) -> None:
     """A store with live traffic and a served pair."""
-    with contextlib.closing(CorrectionStore(folder / "corrections.db")) as store:
-        store.append(map(_correction, micro.questions()[:60]))
+    _collect(folder, map(_correction, micro.questions()[:60]))
     registry = Registry(folder / "home")
     versions = [
         registry.add(kind, lambda out, kind=kind: shutil.copytree(models / kind, out, dirs_exist_ok=True), {})
         for kind in ("upstream", "aligner")
     ]
     registry.promote(versions[0], versions[1], figures={})
+
+
+def start_for_a_provider(folder: Path, models: Path) -> None:
+    """Traffic of an upstream that nobody here has and that is right now and then, and an Aligner that corrects nothing."""
+    rows = enumerate(map(_correction, micro.questions()))
+    _collect(folder, (one if number % 4 else _approved(one) for number, one in rows))
+
+    def write(out: Path) -> None:
+        shutil.copytree(models / "aligner", out, dirs_exist_ok=True)
+        weights = load_file(out / "model.safetensors")
+        weights["model.norm.weight"].zero_()
+        save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+
+    registry = Registry(folder / "home")
+    registry.promote(None, registry.add("aligner", write, {}), figures={})
+
+
+def _collect(folder: Path, rows: Iterable[Correction]) -> None:
+    with contextlib.closing(CorrectionStore(folder / "corrections.db")) as store:
+        store.append(rows)
+
+
+def _approved(one: Correction) -> Correction:
+    return replace(one, exchange=replace(one.exchange, answer=one.text), outcome="approved", edits=())
 
 
 def _correction(question: str) -> Correction:
@@ -97,7 +125,13 @@ def _correction(question: str) -> Correction:
 
 
 def work(folder: Path, models: Path, kill: tuple[str, str] | None) -> None:
-    """Resumes a round or runs one, and kills itself at a stage's moment; what happened is in `told.jsonl`."""
+    """Resumes a round or runs one, and kills itself at a stage's moment; what happened is in `told.jsonl`.
+
+    The moment "step 3" of a training is when three steps are noted, at the next file that is opened: where a checkpoint is
+    due after that step, this is amidst writing it.
+    """
+    if kill is not None and kill[1].startswith("step "):
+        _kill_after_steps(kill[0], int(kill[1].removeprefix("step ")))
     told = os.open(folder / "told.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def watch(stage: str, moment: str) -> None:
@@ -108,6 +142,21 @@ def work(folder: Path, models: Path, kill: tuple[str, str] | None) -> None:
     rounds = Rounds(config=config(folder, models), watch=watch, lease_s=0.5)
     if rounds.resume() is None and not Ledger(Registry(folder / "home").database).rounds():
         rounds.run()
+
+
+def _kill_after_steps(stage: str, steps: int) -> None:
+    """Kills this process once a training of the stage has noted so many steps."""
+    noted = -1  # the first line says where the training begins
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal noted
+        if event != "open" or f"{stage}.work" not in str(arguments[0]):
+            return
+        if noted == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        noted += str(arguments[0]).endswith(STEPS_FILE)
+
+    sys.addaudithook(look)
 
 
 def forkserver() -> ForkServerContext:
@@ -128,8 +177,10 @@ def watched(folder: Path) -> Iterator[None]:
         while not over.wait(0.02):
             served = read_served(folder / "home")
             for model in (served and served.upstream, served and served.aligner):
-                if model is None or not (model.path / "model.safetensors").is_file():
+                if model is not None and not (model.path / "model.safetensors").is_file():
                     broken.append(str(served))
+            if served is None:
+                broken.append("nothing is served")
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -160,13 +211,21 @@ def outcome(folder: Path) -> dict[str, object]:
     registry = Registry(folder / "home")
     rounds, served = Ledger(registry.database).rounds(), registry.served()
     assert served is not None
-    assert served.upstream is not None
     return {
         "rounds": [(one.status, one.pair) for one in rounds],
         "versions": [len(registry.versions(kind)) for kind in ("upstream", "aligner")],
-        "upstream": tree_sha256(served.upstream.path),
+        "upstream": served.upstream and tree_sha256(served.upstream.path),
         "aligner": tree_sha256(served.aligner.path),
         "left": sorted(path.name for path in (folder / "home" / "rounds").iterdir()),
+    }
+
+
+def done_again(folder: Path) -> dict[str, list[int]]:
+    """Of each training, how many steps were done a second time each time that it went on."""
+    (one,) = Ledger(Registry(folder / "home").database).rounds()
+    found = {stage: one.result(stage).get("trainings", {}) for stage in ("train_upstream", "train_aligner")}
+    return {
+        stage: [steps for training in some.values() for steps in training["again"]] for stage, some in found.items()
     }
 
 
