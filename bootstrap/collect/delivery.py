@@ -116,12 +116,15 @@ class Delivery:
     def settle(self) -> None:
         """Waits until what was written survives a loss of power: SQLite's log is not synced with every transaction.
 
+        What left the log for the file SQLite has synced. To open and close the file here would end its locks (POSIX ends
+        those of the whole process): another process would then remove the log, with what is written to it afterwards.
+
         Raises:
             OSError: the disk fails.
         """
         file: Path | None = getattr(self._store, "path", None)  # a server sees to it by itself
         if file is not None:
-            for path in (file.with_name(file.name + "-wal"), file, file.parent):
+            for path in (file.with_name(file.name + "-wal"), file.parent):
                 if path.exists():
                     sync(path)
 

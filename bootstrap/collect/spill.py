@@ -55,6 +55,7 @@ class Segment:
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self.path, self._descriptor = path, descriptor
         self.start, self.size = 0, size
+        self._torn = False  # behind `size` is part of a line that could not be taken back
 
     @classmethod
     def create(cls, folder: Path) -> Segment:
@@ -87,8 +88,13 @@ class Segment:
 
     @property
     def full(self) -> bool:
-        """Whether another file should follow: it is large, or somebody has removed it."""
-        return self.size >= _SEGMENT_BYTES or not os.fstat(self._descriptor).st_nlink
+        """Whether another file should follow: it is large, its end is torn, or somebody has removed it."""
+        return self.size >= _SEGMENT_BYTES or self._torn or not os.fstat(self._descriptor).st_nlink
+
+    @property
+    def done(self) -> bool:
+        """Whether the store has all of it."""
+        return self.start >= self.size
 
     def append(self, lines: bytes, *, fsync: bool = False) -> None:
         """Writes whole lines, all or none.
@@ -102,13 +108,19 @@ class Segment:
             if fsync:
                 os.fsync(self._descriptor)
         except OSError:
-            os.ftruncate(self._descriptor, self.size)
+            self._take_back()
             raise
         self.size += len(lines)
 
+    def _take_back(self) -> None:
+        """Cuts off what is behind the last whole line; where even that fails, nothing may be written behind it."""
+        self._torn = True
+        os.ftruncate(self._descriptor, self.size)
+        self._torn = False
+
     def read(self, lines: int) -> Piece | None:
         """The next lines that the store does not have, at most so many; None where there are no more."""
-        if self.start >= self.size:
+        if self.done:
             return None
         found, end = self._lines(lines)
         records = [record for line in found if (record := _read(line)) is not None]
@@ -118,6 +130,7 @@ class Segment:
         """Forgets all lines."""
         os.ftruncate(self._descriptor, 0)
         self.start = self.size = 0
+        self._torn = False
 
     def remove(self) -> None:
         """Removes the file, which stays locked until it is closed."""
@@ -172,6 +185,8 @@ class Log:
     def read(self, lines: int) -> Piece | None:
         """The oldest lines of this log that are still in it, at most so many; None where it is empty."""
         with self.lock:
+            while len(self._own) > 1 and self._own[0].done:  # another followed it, though it was not large
+                self._remove_oldest()
             segment = self._own[0] if self._own else None
         return None if segment is None else segment.read(lines)
 
@@ -180,13 +195,12 @@ class Log:
         with self.lock:
             segment = self._own[0]
             segment.start = piece.end
-            if segment.start < segment.size:
+            if not segment.done:
                 return
             if len(self._own) == 1:
                 segment.empty()
             else:
-                segment.remove()
-                self._own.popleft().close()
+                self._remove_oldest()
 
     def abandoned(self) -> Iterator[Segment]:
         """The files of processes that have ended, each locked while it is the current one."""
@@ -212,10 +226,10 @@ class Log:
         """Removes what is empty and leaves the rest to whoever adopts it."""
         with self.lock:
             while self._own:
-                segment = self._own[0]
-                if segment.start >= segment.size:
-                    segment.remove()
-                self._own.popleft().close()
+                if self._own[0].done:
+                    self._remove_oldest()
+                else:
+                    self._own.popleft().close()
         with contextlib.suppress(OSError):  # others use it, or it was never made
             self.folder.rmdir()
 
@@ -225,6 +239,10 @@ class Log:
         for segment in segments:
             segment.close()
         self._start_afresh()
+
+    def _remove_oldest(self) -> None:
+        self._own[0].remove()
+        self._own.popleft().close()
 
     def _create(self) -> Segment:
         segment = Segment.create(self.folder)

@@ -27,6 +27,12 @@ _HELP_PAUSE_S = 1.0
 _LOCK_TIMEOUT_S = 5.0
 _NEVER = sys.maxsize
 
+_UNWRITABLE = (
+    "The log in {folder} cannot be written; corrections wait in memory as far as there is room, and submit returns False "
+    "where that is not enough: {error}.\n"
+    "Free some space (to see it:  df -h), or name a folder on another disk:  Collector(store, spill=...)"
+)
+
 
 class Writer:
     """Takes records into memory or log, and has a thread bring them to the store. Nothing of it raises into a chain.
@@ -75,7 +81,7 @@ class Writer:
         if obstacle is not None:
             self._once.lost(obstacle, obstacle)
             return False
-        return not self._durable or self._spill(self._redacted([record]))
+        return not self._durable or self._spill(self._redacted([record]), awaited=True)
 
     def stop(self) -> None:
         """Takes nothing more; the thread ends once it has done what it can."""
@@ -86,7 +92,7 @@ class Writer:
     def flush(self, timeout: float | None) -> bool:
         """Has everything tried now, and waits for that. Whether all is in the store."""
         with self._changed:
-            if self._thread is None:
+            if self._thread is None and (not self._log.names() or self._begin()):
                 return True
             self._asked += 1
             mine = self._asked
@@ -117,8 +123,10 @@ class Writer:
         """Why nothing can be taken now, or None."""
         if self._closed:
             return "the collector is closed"
-        if self._thread is not None:
-            return None
+        return self._begin() if self._thread is None else None
+
+    def _begin(self) -> str | None:
+        """Starts the thread, or says why it cannot."""
         thread = threading.Thread(target=self._run, name="aligner-collector", daemon=True)
         try:
             thread.start()
@@ -235,8 +243,11 @@ class Writer:
 
     # --- the log ------------------------------------------------------------------------------------------------
 
-    def _spill(self, records: Sequence[Record]) -> bool:
-        """Puts records in hand into the log. False: not all are there; what it could not take waits in memory."""
+    def _spill(self, records: Sequence[Record], *, awaited: bool = False) -> bool:
+        """Puts records in hand into the log. False: not all are there; what it could not take waits in memory.
+
+        `awaited`: their `submit` has not returned, and this is the first attempt.
+        """
         ready, lines = [], []
         for record in records:
             try:
@@ -245,17 +256,16 @@ class Writer:
             except RecordError as error:
                 self._memory.settle(1, failed=1)
                 self._once.lost(type(error).__name__, str(error))
-        return bool(ready) and self._append(ready, b"".join(lines))
+        return bool(ready) and self._append(ready, b"".join(lines), awaited)
 
-    def _append(self, records: list[Record], lines: bytes) -> bool:
+    def _append(self, records: list[Record], lines: bytes, awaited: bool) -> bool:
         self._memory.start_logging(len(records))
         try:
             self._log.append(lines)
         except OSError as error:
-            if self._memory.not_logged(records) and self._durable:
+            if self._memory.not_logged(records) and awaited:
                 self._memory.count(undurable=len(records))
-            text = f"The log in {self._log.folder} cannot be written; corrections wait in memory: {error}"
-            self._once.warn(f"log {error.errno}", text)
+            self._once.warn(f"log {error.errno}", _UNWRITABLE.format(folder=self._log.folder, error=error))
             return False
         else:
             self._memory.logged(len(records))

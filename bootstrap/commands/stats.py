@@ -37,17 +37,19 @@ def add(commands: Any) -> None:
     stats.add_argument("--by", choices=("day", "week", "month"), help="length of a period (default: what fits)")
     stats.add_argument("--json", action="store_true", help="print all figures as one JSON object")
     stats.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts")
+    stats.add_argument("--progress", action="store_true", help="show progress also where there is no terminal")
 
 
 def _stats(arguments: argparse.Namespace) -> int:
     from bootstrap.stats.figures import statistics
 
     store = existing_store(arguments.store)
+    shown = arguments.progress or sys.stderr.isatty()
     found = statistics(
         store,
         since_ms=since_ms(arguments.since),
         by=arguments.by,
-        on_step=lambda step: say_to_stderr(f"counting {step} ...") if sys.stderr.isatty() else None,
+        on_step=lambda step: say_to_stderr(f"counting {step} ...") if shown else None,
     )
     if arguments.json:
         say(json.dumps(found.as_dict(), indent=2))

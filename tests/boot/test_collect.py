@@ -3,26 +3,22 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
 import random
 import signal
 import sqlite3
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
-from collecting import Killed, Load, SqliteFolder, make_corrections
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from collecting import Killed, Load, SqliteFolder
 
 from aligner_chain.exchange import Correction, Exchange
 from bootstrap.collect import Collector, Counters
+from bootstrap.collect.delivery import Delivery, OnceLog
 from bootstrap.collect.spill import line_of
 from bootstrap.collect.writer import BATCH
 from bootstrap.records import Record, record_of
@@ -311,6 +307,25 @@ def test_in_durable_mode_it_is_on_the_disk_when_submit_returns(store, make_corre
     assert not file.exists()
 
 
+LOOK = """
+import sys
+from bootstrap import CorrectionStore
+print(CorrectionStore(sys.argv[1]).count())
+"""
+
+
+def test_what_is_synced_is_still_known_to_be_open(store, make_correction, run_python, monkeypatch):
+    monkeypatch.setattr("bootstrap.collect.delivery._MOST_AT_WORK_S", 60.0)
+    delivery = Delivery(store, OnceLog())
+    for number in range(3):
+        assert delivery.put([Record(correction=make_correction())]) == (0, ())
+        delivery.settle()
+        # Who takes itself for the last that has the file open removes SQLite's log, with all that is written afterwards.
+        assert run_python(LOOK, store.path).stdout == f"{number + 1}\n"
+    delivery.rest()
+    assert store.count() == 3
+
+
 def test_fsync_collects_the_same(store, make_correction):
     with Collector(store, durable=True, fsync=True) as collector:
         assert collector.submit(make_correction())
@@ -503,91 +518,6 @@ def test_what_was_accepted_is_found_after_a_kill(tmp_path, load):
     assert len(missing) == 2
     assert max(missing.values()) <= (0 if load.durable else load.capacity)
     assert killed.restart().adopted == 0
-
-
-ORDERS = st.lists(
-    st.sampled_from(["submit", "submit many", "flush", "away", "back", "crash", "close"]), min_size=2, max_size=12
-)
-
-
-@pytest.mark.parametrize("durable", [False, True])
-@settings(
-    max_examples=6,
-    deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(orders=ORDERS)
-def test_whatever_happens_nothing_is_lost_beyond_memory_and_nothing_is_there_twice(tmp_path, durable, orders):
-    folder = Path(tempfile.mkdtemp(dir=tmp_path))
-    store = SqliteFolder(folder)
-    CorrectionStore(store.url)
-    accepted: set[str] = set()
-    may_miss = 0
-    for life in lives(orders):
-        ids, lost = live(store, life, folder / "spill", durable=durable)
-        assert not (lost and durable)
-        accepted |= ids
-        may_miss += lost
-    store.start()
-    with Collector(CorrectionStore(store.url), spill=folder / "spill") as collector:
-        assert collector.flush(timeout=60)
-        assert collector.counters.torn == 0
-    stored = {correction.id for correction in CorrectionStore(store.url).corrections()}
-    assert stored <= accepted
-    assert len(accepted - stored) <= may_miss
-    assert not list((folder / "spill").glob("*"))
-
-
-def lives(orders: list[str]) -> list[list[str]]:
-    """The orders of one process after the other: each ends with a crash or a close."""
-    found: list[list[str]] = [[]]
-    for order in orders:
-        found[-1].append(order)
-        if order in ("crash", "close"):
-            found.append([])
-    return [life for life in found if life]
-
-
-def live(store: SqliteFolder, orders: list[str], spill: Path, *, durable: bool) -> tuple[set[str], int]:
-    """Has a process of its own do as ordered. What it accepted, and how much it had in memory when it crashed."""
-    reader, writer = os.pipe()
-    if not (child := os.fork()):
-        told: object = "died"
-        try:
-            told = obey(store, orders, spill, durable=durable)
-        finally:
-            os.write(writer, json.dumps(told).encode())  # a failed assertion's text is on the standard error
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        ids, lost = json.load(pipe)
-    os.waitpid(child, 0)
-    return set(ids), lost
-
-
-def obey(store: SqliteFolder, orders: list[str], spill: Path, *, durable: bool) -> tuple[list[str], int]:
-    away = not Path(store.url).exists()
-    store.start()  # a store can be made only where it is
-    collector = Collector(CorrectionStore(store.url), durable=durable, capacity=30, spill=spill)
-    if away:
-        store.stop()
-    corrections, ids = make_corrections(os.getpid()), []
-    for order in orders:
-        if order.startswith("submit"):
-            some = list(islice(corrections, 40 if "many" in order else 1))
-            ids += [correction.id for correction in some if collector.submit(correction)]
-        elif order in ("away", "back") and away != (order == "away"):
-            store.stop() if order == "away" else store.start()
-            away = not away
-        elif order == "flush":
-            complete = collector.flush(timeout=60)
-            assert complete or away
-            assert not (complete and collector.counters.waiting)
-        elif order == "close":
-            collector.close(timeout=60)
-        balanced(collector)
-    return ids, 0 if orders[-1] == "close" else collector._writer.memory.held
 
 
 def balanced(collector: Collector, **expected: int) -> None:

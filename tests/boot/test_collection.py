@@ -8,17 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Connection, inspect, select
 
 from aligner_chain.errors import MissingExtraError
-from aligner_chain.exchange import Correction, Exchange, Turn
+from aligner_chain.exchange import Correction
 from bootstrap.cli import main
 from bootstrap.database import Database, insert_new
 from bootstrap.errors import RecordError, StoreError
-from bootstrap.records import Feedback, Record, split_of
+from bootstrap.records import Feedback, Record
 from bootstrap.store import SCHEMA, CorrectionStore, _row, _within
 from bootstrap.tables import CORRECTIONS, METADATA, NEIGHBOURS
 
@@ -370,156 +367,6 @@ def test_many_writes_share_a_connection_that_is_kept_open(any_store, make_correc
         with pytest.raises(RecordError):
             any_store.append([make_correction(subject="\ud800")])
     assert any_store.count() == 5
-
-
-questions = st.integers(0, 3).map("question {}".format)
-subjects = st.sampled_from([None, "ann", "bob"])
-tenants = st.sampled_from([None, "x", "y"])
-
-
-class Collection(RuleBasedStateMachine):
-    """A store beside what it should hold: dictionaries, and sets of what was deleted."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self.store = CorrectionStore(url)
-
-    @initialize()
-    def empty(self) -> None:
-        self.store.delete(before_ms=2**62)
-        with self.store.database.write() as connection:
-            connection.exec_driver_sql("DELETE FROM tombstones")
-            connection.exec_driver_sql("DELETE FROM feedback")
-        self.held: dict[str, Record] = {}
-        self.said: dict[str, Feedback] = {}
-        self.graves: set[str] = set()
-        self.dead_messages: set[str] = set()
-        self.sent: list[Record] = []
-        self.subjects: dict[tuple[str | None, str | None], int] = {}  # until when each was deleted
-
-    @rule(
-        batch=st.lists(
-            st.tuples(st.integers(0, 9), questions, subjects, tenants, st.sampled_from([None, "k1", "k5"])), max_size=5
-        )
-    )
-    def append(self, batch: list[tuple[int, str, str | None, str | None, str | None]]) -> None:
-        records = [
-            Record(
-                correction=Correction(
-                    exchange=Exchange(turns=(Turn(role="user", text=question),), answer="a", message_id=f"m{number}", subject=subject, tenant=tenant, split_key=key),
-                    text="b", outcome="corrected", id=f"c{number}",
-                ),
-                at_ms=number,
-            )
-            for number, question, subject, tenant, key in batch
-        ]  # fmt: skip
-        self._append(records)
-
-    @rule()
-    def replay(self) -> None:
-        self._append(self.sent)
-
-    def _append(self, records: list[Record]) -> None:
-        new = {}
-        for record in records:
-            one = record.correction
-            until = [self.subjects.get((tenant, one.exchange.subject), -1) for tenant in (None, one.exchange.tenant)]
-            dead = max(until) >= record.at_ms
-            if one.id not in self.held and one.id not in self.graves and not dead:
-                new.setdefault(one.id, record)
-        assert self.store.append(records) == len(new)
-        self.held |= new
-        self.sent += records
-
-    @rule(number=st.integers(0, 9), by_message=st.booleans(), name=st.integers(0, 30))
-    def say(self, number: int, by_message: bool, name: int) -> None:
-        about = {"message_id": f"m{number}"} if by_message else {"correction_id": f"c{number}"}
-        one = Feedback(kind="score", value=name, id=f"f{name}", at_ms=name, **about)
-        dead = (one.message_id in self.dead_messages) if by_message else (one.correction_id in self.graves)
-        new = not dead and one.id not in self.said
-        assert self.store.add_feedback([one]) == new
-        if new:
-            self.said[one.id] = one
-
-    @rule(numbers=st.sets(st.integers(0, 9), min_size=1, max_size=2))
-    def delete_ids(self, numbers: set[int]) -> None:
-        ids = {f"c{number}" for number in numbers}
-        assert self.store.delete(ids=ids) == len(ids & self.held.keys())
-        self.graves |= ids
-        self._forget(ids)
-
-    @rule(before_ms=st.integers(0, 4))
-    def expire(self, before_ms: int) -> None:
-        ids = {one for one, record in self.held.items() if record.at_ms < before_ms}
-        assert self.store.delete(before_ms=before_ms) == len(ids)
-        self._forget(ids)
-        self.said = {name: one for name, one in self.said.items() if one.at_ms >= before_ms or self._owners(one)}
-
-    @rule(subject=st.sampled_from(["ann", "bob"]), tenant=tenants, before_ms=st.integers(1, 9))
-    def delete_subject(self, subject: str, tenant: str | None, before_ms: int) -> None:
-        ids = {one for one, record in self.held.items() if self._matches(record, subject, tenant, before_ms)}
-        assert self.store.delete(subject=subject, tenant=tenant, before_ms=before_ms) == len(ids)
-        self.subjects[tenant, subject] = max(before_ms - 1, self.subjects.get((tenant, subject), -1))
-        self._forget(ids)
-
-    def _matches(self, record: Record, subject: str, tenant: str | None, before_ms: int) -> bool:
-        exchange = record.correction.exchange
-        return exchange.subject == subject and tenant in (None, exchange.tenant) and record.at_ms < before_ms
-
-    def _forget(self, ids: set[str]) -> None:
-        for one in ids & self.held.keys():
-            self.dead_messages.add(str(self.held.pop(one).correction.exchange.message_id))
-            self.graves.add(one)
-        self.said = {
-            name: one
-            for name, one in self.said.items()
-            if one.correction_id not in self.graves and one.message_id not in self.dead_messages
-        }
-
-    def _owners(self, feedback: Feedback) -> list[str]:
-        return [
-            one
-            for one, record in self.held.items()
-            if feedback.correction_id == one or feedback.message_id == record.correction.exchange.message_id
-        ]
-
-    @invariant()
-    def holds_what_it_should(self) -> None:
-        found = {record.correction.id: record for record in self.store.records(feedback=True)}
-        assert {one: dataclasses.replace(record, feedback=()) for one, record in found.items()} == self.held
-        for one, record in found.items():
-            mine = [said for said in self.said.values() if one in self._owners(said)]
-            assert record.feedback == tuple(sorted(mine, key=lambda said: (said.at_ms, said.id)))
-        assert self.store.feedback_count() == len(self.said)
-        assert self.store.deleted([f"c{number}" for number in range(10)]) == self.graves
-
-    @invariant()
-    def never_trains_on_what_is_held_out(self) -> None:
-        held_out = {record.prompt for record in self.store.records() if record.split != "train"}
-        trained = {record.prompt for record in self.store.records("train")}
-        assert not held_out & trained
-
-    def teardown(self) -> None:
-        self.store.close()
-
-
-def test_any_sequence_of_writes_and_deletions_keeps_the_invariants(url):
-    CorrectionStore(url).close()
-    run_state_machine_as_test(
-        lambda: Collection(url),
-        settings=settings(
-            max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
-
-
-def test_the_keys_of_the_machine_hold_out_and_train():
-    splits = {
-        split_of((Turn(role="user", text=f"question {number}"),), key) == "train"
-        for number in range(4)
-        for key in (None, "k1", "k5")
-    }
-    assert splits == {True, False}
 
 
 def test_without_alembic_a_new_store_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

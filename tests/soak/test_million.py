@@ -1,4 +1,4 @@
-"""A million corrections: building pairs and exporting them stays under 500 MB, and shows where it is."""
+"""A million corrections: statistics, building pairs and exporting them stay under 500 MB, and show where they are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("million") / "corrections.db"
     million.fill(path, NUMBER)
     return path
+
+
+@pytest.mark.soak
+def test_statistics(store: Path, tmp_path: Path) -> None:
+    page = tmp_path / "stats.html"
+    ran = million.run("stats", "--store", store, "--html", page, "--progress")
+    assert f"{NUMBER:,} records stored" in ran.out
+    assert "thumbs up" in ran.out
+    assert "<svg" in page.read_text(encoding="utf-8")
+    assert ran.err.count("counting ") == 4
+    assert ran.peak_mb < MOST_MB
 
 
 @pytest.mark.soak

@@ -1,7 +1,8 @@
 """Processes that collect under load and are killed, and what must be found again afterwards.
 
 Run as a script, it starts processes that submit from many threads until they are killed. Each writes the id of every
-correction whose `submit` returned True to a file of its own, unbuffered, and the number of its process to its output.
+correction whose `submit` returned True to a file of its own, unbuffered, `REFUSED` for each of the others, and the number
+of its process to its output.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ WORDS = (
     "long",
     "table",
 )
+REFUSED = "refused"
 
 
 def make_corrections(seed: int) -> Iterator[Correction]:
@@ -111,13 +113,17 @@ class Load:
 
 
 class Killed:
-    """Processes under load on a store, killed one after the other; then a new one starts and takes over."""
+    """Processes under load on a store, killed one after the other; then a new one starts and takes over.
 
-    def __init__(self, url: str, folder: Path, load: Load) -> None:
-        self.url, self.load, self.spill = url, load, folder / "spill"
+    `folder` takes notes of what was accepted, and the log unless `spill` says otherwise. `refused` counts what was not
+    accepted, as far as the processes told of it before they were killed.
+    """
+
+    def __init__(self, url: str, folder: Path, load: Load, *, spill: Path | None = None) -> None:
+        self.url, self.load, self.spill = url, load, spill or folder / "spill"
         self._folder = folder / "accepted"
         self._folder.mkdir(exist_ok=True)
-        self.seen: set[str] = set()  # accepted ids of which it is known what became of them
+        self.refused = 0
 
     @contextlib.contextmanager
     def running(self) -> Iterator[list[int]]:
@@ -125,13 +131,25 @@ class Killed:
         command = [sys.executable, __file__, self.url, str(self._folder), str(self.spill), *self.load.arguments()]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2])])}
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,  # closed with this process, however it ends: then they end too
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
         ) as starter:
             assert starter.stdout
             try:
                 yield [int(starter.stdout.readline()) for _ in range(self.load.processes)]
             finally:
                 os.killpg(starter.pid, signal.SIGKILL)
+
+    def wait_for_refusals(self) -> None:
+        """Waits until each process has refused something."""
+        deadline = time.monotonic() + 30
+        while not all(REFUSED in file.read_text(encoding="ascii") for file in self._folder.iterdir()):
+            assert time.monotonic() < deadline, "nothing is refused"
+            time.sleep(0.05)
 
     def kill(self, noise: random.Random, pids: list[int]) -> None:
         for pid in noise.sample(pids, len(pids)):
@@ -151,9 +169,10 @@ class Killed:
         self.stored = len(stored)
         missing = {}
         for file in self._folder.iterdir():
-            ids = set(file.read_text(encoding="ascii").split("\n")[:-1])  # the last line may be cut off
-            assert ids, "a process was killed before it did anything"
-            missing[file.name] = len(ids.difference(stored))
+            told = file.read_text(encoding="ascii").split("\n")[:-1]  # the last line may be cut off
+            assert told, "a process was killed before it did anything"
+            self.refused += told.count(REFUSED)
+            missing[file.name] = len(set(told).difference(stored, [REFUSED]))
             file.unlink()
         return missing
 
@@ -173,7 +192,8 @@ def main() -> None:
     for number in range(given.processes):
         if not os.fork():
             work(given, before or collector_of(given), seed=os.getpid() * 1000 + number)
-    signal.pause()
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def collector_of(given: Any) -> Collector:
@@ -188,8 +208,8 @@ def work(given: Any, collector: Collector, seed: int) -> None:
 
     def submit(corrections: Iterator[Correction]) -> None:
         for number, correction in enumerate(corrections):
-            if collector.submit(correction):
-                os.write(accepted, correction.id.encode() + b"\n")
+            told = correction.id if collector.submit(correction) else REFUSED
+            os.write(accepted, told.encode() + b"\n")
             if number == 0:
                 ready.wait()
             time.sleep(0.001)

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from aligner_chain.exchange import Correction, Edit, Exchange, Turn
+from aligner_chain.exchange import Correction, Edit, Exchange, Turn, Usage
+from bootstrap.records import Feedback, Record
 from bootstrap.store import CorrectionStore
 
 _WORDS = tuple(
     first + second + third for first in "bdfgklmnprst" for second in ("a", "en", "il", "or", "u") for third in "dkmnrst"
 )
 _HELP = " I hope this helps!"
+_CRITERIA = ("true", "kind", "brief", "safe")
+_EVERY_MS = 30_000  # a million of them are a year
 
 _MEASURED = """
 import sys
@@ -53,10 +56,15 @@ def corrections(number: int, *, seed: int = 0) -> Iterator[Correction]:
 
 
 def fill(path: Path, number: int) -> None:
+    """A store with corrections of many months, every tenth of them with a thumb."""
     store = CorrectionStore(path)
-    made = corrections(number)
+    made = (Record(correction=one, at_ms=at * _EVERY_MS) for at, one in enumerate(corrections(number)))
     while batch := list(islice(made, 2000)):
         store.append(batch)
+        store.add_feedback(
+            Feedback(kind="thumb", value=record.correction.changed, correction_id=record.correction.id)
+            for record in batch[::10]
+        )
     store.close()
 
 
@@ -82,10 +90,14 @@ def _correction(at: int, question: str, answer: str, *, changed: bool) -> Correc
     ending = Edit(start=len(answer), end=len(answer), before="", after=_HELP)
     text = answer[:start] + "rightly" + answer[end:] + _HELP
     return Correction(
-        exchange=Exchange(turns=(Turn(role="user", text=question),), answer=answer, upstream="tiny@1"),
+        exchange=Exchange(
+            turns=(Turn(role="user", text=question),), answer=answer, upstream=f"tiny@{1 + at // 50_000}"
+        ),
         text=text if changed else answer,
         outcome="corrected" if changed else "approved",
         edits=(edit, ending) if changed else (),
+        criteria=(_CRITERIA[at % len(_CRITERIA)],) if changed else (),
+        usage=Usage(latency_s=len(answer) / 7919, prompt_tokens=len(answer) // 4, new_tokens=at % 97),
         aligner="tiny@1",
         template="aligner-chain/1",
         id=f"{at:012x}-0000-7000-8000-000000000000",
