@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aligner_chain.exchange import Exchange
 from bootstrap.errors import JudgeError
-from bootstrap.evaluation import Evidence, GateResult, candidate_gates, decide, scores_in_random_order
+from bootstrap.evaluation import Evidence, GatePolicy, GateResult, candidate_gates, decide, scores_in_random_order
 from bootstrap.files import sync, sync_tree
-from bootstrap.health import LIMITS, health_limits, is_refusal, measure_health
+from bootstrap.health import LIMITS, Health, health_limits, is_refusal, measure_health
 from bootstrap.judges import fully_right
 from bootstrap.measures import share_figures
 from bootstrap.pairs import (
@@ -123,12 +123,9 @@ def gate(work: Work, out: Path) -> Result:
     folder = work.folders["evaluate_upstream"]
     verdicts = [read_verdicts(folder, name) for name in ("before", "after")]
     answers = [[one.answer for one in read_exchanges(folder / f"{name}.jsonl")] for name in ("before", "after")]
-    before, after = verdicts
-    evidence = Evidence(
-        right=(fully_right(before), fully_right(after)),
-        refused=([is_refusal(text) for text in answers[0]], [is_refusal(text) for text in answers[1]]),
-        lengths=([len(text) for text in answers[0]], [len(text) for text in answers[1]]),
-        criteria={name: ([one[name] for one in before], [one[name] for one in after]) for name in before[0]},
+    evidence = upstream_evidence(
+        (verdicts[0], verdicts[1]),
+        (answers[0], answers[1]),
         health=work.results["evaluate_upstream"]["health"],
         scores=_preferences(work, folder),
         seed=work.config.seed,
@@ -136,6 +133,40 @@ def gate(work: Work, out: Path) -> Result:
     tests, promoted = _tested(work)
     found = decided(work, out, candidate_gates(evidence, work.config.policy, tests=tests, promoted=promoted))
     return _gone_on(work, found) if "ends" in found and work.config.aligner_alone else found
+
+
+def upstream_evidence(
+    verdicts: tuple[Sequence[Mapping[str, bool]], Sequence[Mapping[str, bool]]],
+    answers: tuple[Sequence[str], Sequence[str]],
+    *,
+    health: Mapping[str, float],
+    scores: Iterable[float] | None = None,
+    seed: int = 0,
+) -> Evidence:
+    """What the gates are told of a candidate upstream: both upstreams' verdicts and answers, those served first.
+
+    Args:
+        verdicts: of the judge, one for each prompt, in the order of the answers.
+        answers: to the same gate prompts, all of them harmless.
+        health: what `gated_health` left of the measures.
+        scores: of a judge of preference; None takes the verdicts.
+        seed: of the order in which verdicts are looked at.
+    """
+    (before, after), (old, new) = verdicts, answers
+    return Evidence(
+        right=(fully_right(before), fully_right(after)),
+        refused=([is_refusal(text) for text in old], [is_refusal(text) for text in new]),
+        lengths=([len(text) for text in old], [len(text) for text in new]),
+        criteria={name: ([one[name] for one in before], [one[name] for one in after]) for name in before[0]},
+        health=health,
+        scores=scores,
+        seed=seed,
+    )
+
+
+def gated_health(health: Health, policy: GatePolicy) -> Mapping[str, float]:
+    """The measures of a training for which the policy has a limit, as far as they were measured."""
+    return {name: value for name, value, _, _ in health_limits(health, LIMITS) if name in policy.health}
 
 
 def read_verdicts(folder: Path, name: str) -> list[dict[str, bool]]:
@@ -223,7 +254,7 @@ def _health(work: Work, out: Path, served: Path) -> Mapping[str, float]:
         answers=(before, after),
         garbled=work.config.yardstick.garbled,
     )
-    return {name: value for name, value, _, _ in health_limits(health, LIMITS) if name in work.config.policy.health}
+    return gated_health(health, work.config.policy)
 
 
 def _probe(store: CorrectionStore) -> list[Pair]:

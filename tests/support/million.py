@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -70,13 +71,16 @@ def fill(path: Path, number: int) -> None:
 
 def run(*arguments: object) -> Ran:
     """Runs `aligner-bootstrap` in a process of its own."""
+    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _MEASURED, *map(str, arguments)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
     assert found is not None
-    return Ran(out=done.stdout, err=done.stderr, peak_mb=int(found[1]) / 1024)
+    ran = Ran(out=done.stdout, err=done.stderr, peak_mb=int(found[1]) / 1024)
+    sys.stdout.write(f"{arguments[0]}: {time.monotonic() - start:.0f} s, at most {ran.peak_mb:.0f} MB\n")
+    return ran
 
 
 def _text(rng: random.Random, words: int) -> str:
