@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+    from aligner_chain.engines.server.wire import ServerOptions
     from aligner_chain.serving import Served
 
 _T = TypeVar("_T")
 
 
 class Aligner:
-    """Corrects answers. Make one with `from_pretrained`, `from_chat_model` or `scripted`; it may be shared by threads.
+    """Corrects answers. Make one with `from_pretrained`, `from_server`, `from_chat_model` or `scripted`; it may be shared by threads.
 
     `metadata` names it; `identity` is `name@version`. With an engine of tokens, `template` and `tokenizer` are needed.
     `adapter` names one that the engine has loaded; `policy` says what is served, by default every correction that damages
@@ -90,12 +91,48 @@ class Aligner:
         from aligner_chain.engines.loading import local_folder
 
         folder = local_folder(path, revision)
-        metadata = _metadata(path, folder, template, revision)
-        chosen = template if isinstance(template, CorrectionTemplate) else get_template(metadata.template)
-        if template is None and metadata.template_text not in ("", chosen.text):
-            raise _other_text(folder, metadata)
+        metadata, chosen = described(path, folder, template, revision)
         engine = HuggingFaceEngine.from_pretrained(folder, device=device, dtype=dtype)
         return cls(engine, metadata=metadata, template=chosen, tokenizer=engine.tokenizer, policy=policy)
+
+    @classmethod
+    def from_server(
+        cls,
+        url: str | Sequence[str],
+        model: str,
+        *,
+        checkpoint: str | Path | None = None,
+        template: str | CorrectionTemplate | None = None,
+        policy: Policy | None = None,
+        options: ServerOptions | None = None,
+    ) -> Aligner:
+        """An Aligner whose model runs on vLLM, or on another server with `/v1/completions`. Needs the extra `server` alone.
+
+        Args:
+            url: The address, such as "http://host:8000/v1"; several, where several servers run the same model.
+            model: The name under which they serve it.
+            checkpoint: The Aligner's folder, or its hub id in the local cache, of which only the tokenizer and the
+                configuration are read. None: the folder that the server names, where it exists here.
+            template: As in `from_pretrained`.
+            policy: What is served.
+            options: Time limits, retries, concurrency, TLS. The key comes from the environment: `ALIGNER_API_KEY`.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read; as `ServerMismatchError`, the server runs another one.
+            CapabilityError: The server cannot do what the template needs.
+            ServerError: No server answers.
+        """
+        from aligner_chain.engines.server import ServerEngine, checkpoint_of
+
+        engine = ServerEngine(url, model, options)
+        try:
+            folder = checkpoint_of(engine, checkpoint)
+            metadata, chosen = described(checkpoint or folder, folder, template, None)
+            engine.agree(chosen, folder)
+            return cls(engine, metadata=metadata, template=chosen, tokenizer=engine.tokenizer, policy=policy)
+        except BaseException:
+            engine.close()
+            raise
 
     @classmethod
     def from_chat_model(cls, chat_model: BaseChatModel | LLM) -> Aligner:
@@ -466,6 +503,17 @@ class Aligner:
             return self.template.beginning(exchange, self.tokenizer, window=can.window, criteria=criteria)
         except Exception:  # noqa: BLE001  The upstream may go on writing; the finish raises it, or tells of it.
             return None
+
+
+def described(
+    path: str | Path, folder: Path, template: str | CorrectionTemplate | None, revision: str | None
+) -> tuple[AlignerMetadata, CorrectionTemplate]:
+    """What a checkpoint says of itself, and the template it is used with. Raises `CheckpointError` and `TemplateError`."""
+    metadata = _metadata(path, folder, template, revision)
+    chosen = template if isinstance(template, CorrectionTemplate) else get_template(metadata.template)
+    if template is None and metadata.template_text not in ("", chosen.text):
+        raise _other_text(folder, metadata)
+    return metadata, chosen
 
 
 def _metadata(

@@ -200,7 +200,7 @@ class Assembly:
             prompt=rendered.prompt,
             max_new=rendered.max_new,
             draft=rendered.draft,
-            choices=rendered.choices,
+            choices=rendered.choices if self._can.choices else (),
             stop_ids=rendered.stop_ids,
             bias=_verdict_bias(rendered, gate.threshold) if rendered.choices and gate is not None else {},
             score_draft=scored,
@@ -224,7 +224,8 @@ class Assembly:
 
     def _assembled(self, job: Job, generation: Generation, parsed: Parsed) -> Correction:
         answer = job.exchange.answer
-        notes = "; ".join(job.rendered.notes) if job.rendered is not None else ""
+        rendered = job.rendered.notes if job.rendered is not None else ()
+        notes = "; ".join((*rendered, *generation.notes))
         given = {**self._measured(job, generation), "tokens": _tokens(job, generation)}
         if parsed.keep or parsed.text == answer:
             copied = "" if parsed.keep else "written again without a change"

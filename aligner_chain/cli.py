@@ -15,7 +15,7 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from aligner_chain import __version__, tradeoff
+from aligner_chain import __version__, serve_check, tradeoff
 from aligner_chain.aligner import Aligner
 from aligner_chain.audit import command as audit
 from aligner_chain.bench import report
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_bench(commands)
     _add_calibrate(commands)
+    serve_check.add(commands).set_defaults(run=_serve_check)
     return parser
 
 
@@ -280,6 +281,14 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     if chosen:
         tradeoff.store(path, aligner.metadata, chosen, models["upstream"])
     return 0
+
+
+def _serve_check(arguments: argparse.Namespace) -> int:
+    wrong = False
+    for finding in serve_check.findings(arguments):
+        print(json.dumps(asdict(finding), ensure_ascii=False) if arguments.json else finding, flush=True)
+        wrong = wrong or finding.ok is False
+    return int(wrong)
 
 
 def _writable(path: str, write: float | None) -> str:

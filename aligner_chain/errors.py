@@ -4,6 +4,7 @@
     ├── ConfigurationError (ValueError)
     │   ├── AlignerNotConfiguredError   no Aligner was named and none is served
     │   ├── CheckpointError             a model folder that cannot be used as it is
+    │   │   └── ServerMismatchError     a server runs another model, tokenizer or template
     │   ├── TemplateError               an unknown template, or one that does not fit the model
     │   ├── CapabilityError             the engine cannot do what was asked
     │   └── MissingExtraError (ImportError)   an optional package is not installed
@@ -16,7 +17,8 @@
         ├── CorrectionTimeoutError (TimeoutError)   not finished in the time given
         ├── InspectionError             an inspector failed; its error is the cause
         └── EngineError                 the engine failed; its error is the cause
-            └── OverloadedError         more requests wait than the engine takes
+            ├── OverloadedError         more requests wait than the engine takes
+            └── ServerError             a model server cannot be reached, or gave no answer that can be read
 
 A `CorrectionError` belongs to one answer: it is put into that answer's `Correction` (outcome `failed`), and the
 failure policy of the caller decides whether it is raised. `bootstrap.errors` continues the tree.
@@ -39,6 +41,10 @@ class AlignerNotConfiguredError(ConfigurationError):
 
 class CheckpointError(ConfigurationError):
     """A model folder lacks something, or holds something broken."""
+
+
+class ServerMismatchError(CheckpointError):
+    """A server runs another model than the checkpoint at hand describes, or with another tokenizer or template."""
 
 
 class TemplateError(ConfigurationError):
@@ -102,3 +108,14 @@ class EngineError(CorrectionError):
 
 class OverloadedError(EngineError):
     """More requests wait than the engine takes; come back later."""
+
+
+class ServerError(EngineError):
+    """A model server could not be reached, refused a request, or gave an answer that cannot be read.
+
+    `status` is that of HTTP, None where the connection failed; `retry_after_s` what the server asked to wait, in seconds.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.retry_after_s = status, retry_after_s

@@ -99,7 +99,7 @@ class Generation:
     of the draft: its log-probability behind the prompt and all of the draft before it with `score_draft`, else behind
     the output at the place where it was proposed, and NaN where it never was. `draft_end_logprob` is, with `score_draft`,
     that of nothing being added behind it. `scores` are those that an engine of texts has for the answer, by criterion.
-    `error` says why an output that was paid for means nothing.
+    `notes` are for the reader of the correction. `error` says why an output that was paid for means nothing.
     """
 
     key: str
@@ -113,6 +113,7 @@ class Generation:
     choice_logprobs: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     usage: Usage = field(default_factory=Usage)
+    notes: tuple[str, ...] = ()
     error: CorrectionError | None = None
 
 

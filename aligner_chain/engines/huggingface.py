@@ -67,7 +67,7 @@ class HuggingFaceEngine:
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._window = _window(model)
         self._max_tokens = max_tokens or _fitting_tokens(model)
-        self._waiting = Waiting(max_waiting)
+        self._waiting: Waiting[Row] = Waiting(max_waiting)
         self._adapters = Adapters(model)
         self._chores: list[_Chore] = []
         self._curve = curve

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from aligner_chain.errors import OverloadedError
 
-if TYPE_CHECKING:
-    from aligner_chain.engines.rows import Row
+Row = TypeVar("Row")
+"""What an engine serves."""
 
 
-class Waiting:
+class Waiting(Generic[Row]):
     """Rows by the call that brought them; the calls take turns. Not locked: its owner is."""
 
     def __init__(self, limit: int) -> None:
