@@ -70,7 +70,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found as python3.11 or python3." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[agents,llama-index,local,otel,collect,postgres,review,presidio,train,demo,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[agents,llama-index,local,proxy,otel,collect,postgres,review,presidio,train,demo,dev]'
 	touch $@
 
 $(FLOOR)/ready: pyproject.toml constraints.txt constraints-floor.txt

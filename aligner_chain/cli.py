@@ -1,4 +1,4 @@
-"""The command `aligner-chain`: correct answers from a shell, check corrections, see whether all is there, time decoders.
+"""The command `aligner-chain`: correct answers from a shell or for any client, check corrections, look at the setup, time decoders.
 
 Exit codes: 0 all went well, 1 an answer could not be corrected or a problem was found, 2 wrong usage or setup.
 """
@@ -28,6 +28,7 @@ from aligner_chain.doctor import EXTRAS, describe, diagnose
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.jsonl import exchange_of, lines, parsed, text_of
+from aligner_chain.proxy import command as proxy
 from aligner_chain.serving import resolve_aligner
 
 BATCH = 64
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_bench(commands)
     _add_calibrate(commands)
+    proxy.add(commands).set_defaults(run=proxy.run)
     serve_check.add(commands).set_defaults(run=_serve_check)
     return parser
 
