@@ -74,9 +74,8 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     with closing(ServerEngine(arguments.url, arguments.model)) as engine:
         answered = f"{len(engine.cards)} of {len(arguments.url)} answered in {_milliseconds(started)}"
         yield Finding(name="reachable", ok=True, told=answered)
-        yield Finding(
-            name="model", ok=True, told=f"{engine.model}, loaded from {engine.root or 'it does not say where'}"
-        )
+        origin = f"loaded from {engine.root}" if engine.root else "the server does not say from where"
+        yield Finding(name="model", ok=True, told=f"{engine.model}, {origin}")
         folder = checkpoint_of(engine, arguments.checkpoint)
         metadata, template = described(arguments.checkpoint or folder, folder, arguments.template, None)
         yield Finding(name="checkpoint", ok=True, told=f"{metadata.identity} ({template.name}) in {folder}")
