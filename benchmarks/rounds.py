@@ -3,8 +3,8 @@
     python benchmarks/rounds.py [--seeds 20 21 22 23 24] [--arms rounds sigmoid chosen unverified] [--work DIR]
     python benchmarks/rounds.py --show
 
-For each seed a start pair is trained once; each arm goes on from it with rounds of its own: 700 live questions, DPO, the
-retraining of the Aligner, all gates. Arms: `rounds` as the demo runs them; `sigmoid` without the likelihood in the loss;
+For each seed a start pair is trained once; each arm goes on from it with rounds of its own: 250 live questions (with the
+demo's 700 nothing is left to learn after the first round), DPO, the retraining of the Aligner, all gates. Arms: `rounds` as the demo runs them; `sigmoid` without the likelihood in the loss;
 `chosen` with plain SFT on the chosen answers instead of DPO; `unverified` with whatever the Aligner wrote in its own
 training set, neither verified nor annotated. Measured on 640 held-out questions after each round, with the pair served
 then: an arm whose candidates its gates refuse keeps what it had.
@@ -35,7 +35,7 @@ from bootstrap.rounds import RoundConfig
 from bootstrap.sft import cpu_threads
 
 RESULTS = Path(__file__).parent / "results" / "rounds.json"
-ROUNDS = 3
+ROUNDS, LIVE = 3, 250
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """The 97.5 % quantile of Student's t by the number of seeds."""
 
@@ -109,7 +109,7 @@ def run(seed: int, arms: Sequence[str], work: Path, *, quick: bool) -> None:
     if not missing:
         return
     with cpu_threads(1) as threads:
-        scale = replace(QUICK if quick else FULL, threads=threads)
+        scale = replace(QUICK, threads=threads) if quick else replace(FULL, threads=threads, live=LIVE)
         folder = work / f"seed-{seed}"
         start = Workshop(folder=folder / "start", seed=seed, scale=scale, say=print).make()
         for arm in missing:
