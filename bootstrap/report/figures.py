@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from html import escape
 
@@ -30,7 +30,7 @@ class Pairs:
     """What was measured of Aligners on held-out answers, as `Measured.figures` has it: empty where nothing was.
 
     `served_on_old` is the pair that was served, `candidate_on_new` the pair of the round, and `served_on_new` the
-    served Aligner on the answers of the new upstream.
+    served Aligner on the answers of the new upstream. The latter two are one where that Aligner stayed.
     """
 
     served_on_old: Figures
@@ -40,8 +40,10 @@ class Pairs:
 
 def pairs_of(one: Round) -> Pairs:
     """What the round measured of both pairs."""
-    found = one.result("evaluate_pair")
-    return Pairs(**{name: dig(found, name) or {} for name in ("served_on_old", "served_on_new", "candidate_on_new")})
+    found, names = one.result("evaluate_pair"), {field.name: field.name for field in fields(Pairs)}
+    if one.result("gate_pair").get("refused"):
+        names["candidate_on_new"] = "served_on_new"
+    return Pairs(**{field: dig(found, name) or {} for field, name in names.items()})
 
 
 def served_after(one: Round) -> Figures:

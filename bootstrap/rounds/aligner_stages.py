@@ -49,6 +49,7 @@ LEAST_KEPT = 0.98
 """The share of known-right answers that a candidate Aligner must leave as they are."""
 
 BETTER_ALONE = "Aligner better than the served one"
+UPSTREAM_ALONE = "new upstream with the served Aligner"
 
 
 def regenerate(work: Work, out: Path) -> Result:
@@ -184,7 +185,8 @@ def gate(work: Work, out: Path) -> Result:
     """Compares the Aligners on the new upstream's answers, and the pairs as a whole.
 
     Where the served upstream stays, the Aligner is all that is new, so it must be better: were it enough to be no worse,
-    many rounds might each lose a little and nobody would gain.
+    many rounds might each lose a little and nobody would gain. Where only the candidate Aligner is refused, the new upstream
+    may still be served with the Aligner that is served: what was shown to be better need not wait for the other.
     """
     config = work.config
     new = read_rows(work.folders["evaluate_pair"] / "candidate_on_new-right.jsonl")
@@ -192,7 +194,29 @@ def gate(work: Work, out: Path) -> Result:
     gates = [_better_alone(work, new)] if work.refused else _not_worse(work, new)
     gates.append(share_gate("right answers kept", kept["k"], kept["n"], LEAST_KEPT))
     gates.append(over_editing_gate("right answers not damaged", _damaged(work, new), config.policy.damaged))
-    return decided(work, out, gates)
+    found = decided(work, out, gates)
+    return found if work.refused or "ends" not in found else _with_served_aligner(work, out, found)
+
+
+def _with_served_aligner(work: Work, out: Path, found: Result) -> Result:
+    """The decision on the new upstream with the served Aligner, where that on the candidate Aligner was not to promote it."""
+    folder, config = work.folders["evaluate_pair"], work.config
+    old, new = (read_rows(folder / f"{name}-right.jsonl") for name in ("served_on_old", "served_on_new"))
+    alone = decided(
+        work,
+        out,
+        [
+            non_inferiority_gate(UPSTREAM_ALONE, old, new, config.pair_margin),
+            over_editing_gate("right answers not damaged by it", _damaged(work, new), config.policy.damaged),
+        ],
+    )
+    gates = [*found["gates"], *alone["gates"]]
+    write_rows(out / "gates.jsonl", gates)
+    if "ends" in alone:
+        return {**found, "gates": gates}
+    status, reason = found["ends"]
+    work.say("the served Aligner stays, and the new upstream is served with it")
+    return {"gates": gates, "refused": f"the candidate Aligner was {status} ({reason})"}
 
 
 def _not_worse(work: Work, new: Sequence[bool]) -> list[GateResult]:
@@ -231,9 +255,11 @@ def register(work: Work) -> PairVersion:
     upstream = work.parent.upstream
     if not work.refused:
         upstream = _version(work, "upstream", work.folders["train_upstream"] / "model", work.results["freeze"]["pairs"])
-    aligner = _version(work, "aligner", _aligner(work), work.results["triples"]["data"], upstream=upstream)
+    aligner = work.parent.aligner
+    if not work.aligner_refused:
+        aligner = _version(work, "aligner", _aligner(work), work.results["triples"]["data"], upstream=upstream)
     made = [pair for pair in work.registry.pairs() if pair.figures.get("round") == work.number]
-    figures = {**work.results["evaluate_pair"]["candidate_on_new"], "round": work.number}
+    figures = {**work.results["evaluate_pair"][work.measured], "round": work.number}
     return made[-1] if made else work.registry.register_pair(upstream, aligner, figures=figures, fence=work.fence)
 
 

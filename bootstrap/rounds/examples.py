@@ -38,7 +38,7 @@ def keep(work: Work) -> None:
     answers = _some(_answered(work.folders["evaluate_upstream"]), most, dice)
     write_rows(_answers_file(work.registry.home, work.number), map(asdict, answers))
     if "evaluate_pair" in work.folders:
-        corrections = read_corrections(work.folders["evaluate_pair"] / "candidate_on_new.jsonl")
+        corrections = read_corrections(work.folders["evaluate_pair"] / f"{work.measured}.jsonl")
         changed = [one for one in corrections if one.outcome != "approved"]
         shown = [*_some(changed, most, dice), *_some([one for one in corrections if not one.changed], most // 4, dice)]
         write_corrections(_corrections_file(work.registry.home, work.number), shown)

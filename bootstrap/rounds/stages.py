@@ -98,7 +98,7 @@ class Runner:
             if ends := self.work.results[stage.name].get("ends"):
                 also = f"; {self.work.refused}" if self.work.refused else ""
                 return ends[0], f"{ends[1]}{also}{_kept_as_challenger(self.work) if ends[0] == 'held' else ''}"
-        return "promoted", f"the Aligner alone, {self.work.refused}" if self.work.refused else "every gate was passed"
+        return "promoted", _promoted_what(self.work)
 
     def _attempt(self, stage: Stage, before: StageRun | None) -> None:
         if before is not None and before.status == "running" and _left(self.work, before).is_dir():
@@ -155,6 +155,12 @@ def _check_left(work: Work, run: StageRun) -> None:
             f"What {run.stage} left in {folder} was changed or is gone, so round {work.number} cannot go on from there.\n"
             f"Run it again:  aligner-bootstrap round retry --config round.toml --stage {run.stage}"
         )
+
+
+def _promoted_what(work: Work) -> str:
+    if work.refused:
+        return f"the Aligner alone, {work.refused}"
+    return f"the upstream alone, {work.aligner_refused}" if work.aligner_refused else "every gate was passed"
 
 
 def _kept_as_challenger(work: Work) -> str:

@@ -43,6 +43,16 @@ class Work:
         return next(filter(None, reasons), "") or str(self.results.get("gate_upstream", {}).get("refused", ""))
 
     @property
+    def aligner_refused(self) -> str:
+        """Why the served Aligner stays, beside a better upstream; "" where the round's own Aligner is promoted or none is."""
+        return str(self.results.get("gate_pair", {}).get("refused", ""))
+
+    @property
+    def measured(self) -> str:
+        """The pair of this round, as `evaluate_pair` calls it."""
+        return "served_on_new" if self.aligner_refused else "candidate_on_new"
+
+    @property
     def answered(self) -> str:
         """The answers to the gate prompts that the Aligner must fit, as `evaluate_upstream` calls them."""
         return "before" if self.refused else "after"

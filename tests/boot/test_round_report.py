@@ -73,7 +73,7 @@ class Book:
         gate = asdict(superiority_gate(name, *(flags(right) for right in (before, after))))
         self.done(
             freeze={"train": 2400, "gate": 400, "vouched": 3, "pairs": {"rows": 1234, "dropped": dropped}},
-            train_upstream={"pairs": 1234, "health": {"chosen_fallen": 0.125}},
+            train_upstream={"pairs": 1234, "health": {"chosen_fallen_share": 0.125}},
             evaluate_upstream={"n": 400, "before": state(before), "after": state(after)},
             gate_upstream={"gates": [gate], **({} if gate["passed"] else {"ends": ["rejected", gate["reason"]]})},
         )

@@ -22,7 +22,7 @@ from bootstrap.judges import RuleJudge
 from bootstrap.measures import Yardstick
 from bootstrap.registry import Registry
 from bootstrap.rounds import STAGE_NAMES, Ledger, RoundConfig, register_start, run_round
-from bootstrap.rounds.aligner_stages import BETTER_ALONE
+from bootstrap.rounds.aligner_stages import BETTER_ALONE, UPSTREAM_ALONE
 from bootstrap.store import CorrectionStore
 from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
@@ -121,6 +121,27 @@ def test_where_the_candidate_upstream_is_refused_the_aligner_alone_is_tried(conf
     assert one.result("evaluate_upstream").keys() >= {"before", "after"}
     assert one.result("regenerate")["answers"]
     assert "served_on_new" not in one.result("evaluate_pair")
+
+
+def test_where_only_the_candidate_aligner_is_refused_the_new_upstream_is_served_with_the_old_one(
+    config: RoundConfig,
+) -> None:
+    collect(config)
+    start, _ = register_start(config)
+    result = run_round(replace(config, margin=0.001))  # can never be shown on two dozen prompts
+    assert result.status == "promoted"
+    assert result.reason.startswith("the upstream alone, the candidate Aligner was held")
+    registry = Registry(config.home)
+    served = registry.served()
+    assert served is not None
+    assert served.upstream is not None
+    assert (served.aligner, served.upstream.number) == (start.aligner, 2)
+    [one] = Ledger(registry.database).rounds()
+    measured = one.result("evaluate_pair")
+    assert served.figures["with_aligner"] == measured["served_on_new"]["with_aligner"]
+    decisions = {gate.name: gate.decision for gate in result.gates}
+    assert decisions[UPSTREAM_ALONE] == "promote"
+    assert decisions["Aligner on the new upstream"] == "hold"
 
 
 def test_too_few_pairs_train_nothing(config: RoundConfig) -> None:
