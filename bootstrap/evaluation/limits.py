@@ -9,6 +9,9 @@ from statistics import fmean
 from bootstrap.evaluation.intervals import cases_to_shrink, two_sided
 from bootstrap.evaluation.results import GateResult, Verdict, remedy, verdict_of
 
+ROUNDING = 1e-9
+"""A difference of two shares such as .0225 - .0125 comes out a little above .01."""
+
 LEAST_LENGTHS = 30
 """Of fewer answers the normal interval of a ratio says too little."""
 
@@ -58,7 +61,7 @@ def limit_gate(name: str, figure: float | None, at_most: float, n: int) -> GateR
     """
     known = figure is not None and isfinite(figure) and n > 0
     value = float(figure) if known and figure is not None else 0.0
-    verdict: Verdict = "hold" if not known else "promote" if value <= at_most else "reject"
+    verdict: Verdict = "hold" if not known else "promote" if value <= at_most + ROUNDING else "reject"
     return GateResult(
         name=name,
         decision=verdict,

@@ -129,6 +129,12 @@ def test_a_hard_limit_must_be_measured(figure, n, decision):
     json.dumps(asdict(gate), allow_nan=False)
 
 
+def test_a_difference_of_exactly_the_limit_is_within_it():
+    difference = 14 / 800 - 6 / 800
+    assert difference > 0.01  # in floats
+    assert limit_gate("garbled", difference, 0.01, 800).passed
+
+
 def test_no_table_without_null_correctors():
     repaired, nothing = [True] * 90 + [False] * 10, [False] * 100
     gates = null_gates(repaired, {"copy": [True] * 50 + [False] * 50, "refuse": nothing, "cut": repaired})

@@ -106,7 +106,7 @@ def test_documents_are_written_as_the_json_module_writes_them(correction):
         {"thresholds": {"keep": float("inf")}},
         {"scores": {1: 0.5}},
         {"usage": Usage(latency_s=float("-inf"))},
-        {"edits": (Edit(start=object(), end=1, before="a", after="b"),)},
+        {"edits": (Edit(start=1j, end=1, before="a", after="b"),)},
         {"text": None},
         {"criteria": (7,)},
     ],
