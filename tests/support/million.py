@@ -72,13 +72,12 @@ def fill(path: Path, number: int) -> None:
 def run(*arguments: object) -> Ran:
     """Runs `aligner-bootstrap` in a process of its own."""
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
+    done = subprocess.run([sys.executable, "-c", _MEASURED, *map(str, arguments)], capture_output=True, check=False)
+    out, err = done.stdout.decode(), done.stderr.decode()  # not as text, which would make "\n" of "\r"
+    assert done.returncode == 0, err
+    found = re.search(r"VmHWM:\s+(\d+) kB", err)
     assert found is not None
-    ran = Ran(out=done.stdout, err=done.stderr, peak_mb=int(found[1]) / 1024)
+    ran = Ran(out=out, err=err, peak_mb=int(found[1]) / 1024)
     sys.stdout.write(f"{arguments[0]}: {time.monotonic() - start:.0f} s, at most {ran.peak_mb:.0f} MB\n")
     return ran
 
