@@ -147,6 +147,7 @@ def test_what_is_not_finished_in_the_time_given_has_failed_and_is_not_waited_for
         {"named": False, "most_logprobs": 5, "prompt_logprobs": False, "tokenize": False, "streams": False},
         {"ids_out": "logprobs"},
         {"written_as_ids": False},
+        {"stumbles": True},
         {"models": False, "prompt_logprobs": False, "strict": False},
     ],
 )

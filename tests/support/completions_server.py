@@ -27,7 +27,7 @@ OPENAI = {"model", "prompt", "max_tokens", "temperature", "stream", "logprobs"}
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """What a server does. `strict`: it refuses fields that are not OpenAI's; `silent`: it passes them over."""
+    """What a server does. `strict`: it refuses fields that are not OpenAI's; `stumbles`: it fails at logprobs by name."""
 
     ids_in: bool = True
     ids_out: Literal["token_ids", "logprobs", ""] = "token_ids"
@@ -38,6 +38,7 @@ class Dialect:
     tokenize: bool = True
     models: bool = True
     strict: bool = False
+    stumbles: bool = False
     written_as_ids: bool = True
 
 
@@ -167,6 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if body["model"] != self.server.model:
             self._refuse(404, f"The model `{body['model']}` does not exist.")
+            return
+        if self.server.dialect.stumbles and "logprob_token_ids" in body:
+            self._refuse(500, "list index out of range")
             return
         if (wrong := self._refusal(body)) is not None:
             self._refuse(400, wrong)

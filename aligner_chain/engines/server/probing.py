@@ -21,6 +21,8 @@ MOST_LOGPROBS = (20, 5, 1)
 """Most likely tokens that servers tell of: vLLM's default, OpenAI's, and the fewest."""
 REFUSED = (400, 404, 405, 422, 501)
 """How servers answer a request for what they do not do."""
+FAILED = 500
+"""And how vLLM 0.32 does where it is asked for log-probabilities by name while it drafts; without names it tells of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +121,7 @@ async def _asked(
         try:
             said = await wire.post(f"{url}/completions", question.body(model, wish, text=text))
         except ServerError as error:
-            if error.status not in REFUSED:
+            if error.status not in (*REFUSED, FAILED):
                 raise
             refusal = error
             continue
