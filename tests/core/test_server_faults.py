@@ -177,6 +177,14 @@ def test_another_server_takes_over(
     assert len(other.asked) == 8
 
 
+def test_beside_a_server_that_cannot_name_tokens_both_are_asked_for_the_likeliest(
+    connect: Any, engine: HuggingFaceEngine, server: CompletionsServer
+) -> None:
+    with CompletionsServer(engine, dialect=Dialect(stumbles=True)) as drafting:
+        can = connect(server, drafting).engine.abilities
+        assert (can.named, can.logprobs) == (False, 20)
+
+
 def test_a_server_killed_under_load_loses_no_request(
     connect: Any, server: CompletionsServer, other: CompletionsServer
 ) -> None:

@@ -136,7 +136,8 @@ async def _asked(
 
 def _wishes() -> list[Abilities]:
     """From everything to the least."""
-    all_of_it = Abilities(ids_in=True, logprobs=1, named=True, prompt_logprobs=True, extras=True)
+    # What tells of any token by name is vLLM: beside a server that does not, it is asked for its likeliest ones as well.
+    all_of_it = Abilities(ids_in=True, logprobs=MOST_LOGPROBS[0], named=True, prompt_logprobs=True, extras=True)
     unnamed = [replace(all_of_it, named=False, logprobs=most) for most in MOST_LOGPROBS]
     unread = [replace(one, prompt_logprobs=False) for one in (all_of_it, *unnamed)]
     plain = [Abilities(ids_in=ids, logprobs=most) for ids in (True, False) for most in (*MOST_LOGPROBS, 0)]
