@@ -171,6 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.server.dialect.stumbles and "logprob_token_ids" in body:
             self._refuse(500, "list index out of range")
+            self.close_connection = True  # without a word of it, as vLLM does
             return
         if (wrong := self._refusal(body)) is not None:
             self._refuse(400, wrong)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aligner_chain.engines.server.completions import Abilities, Answer, Question
+from aligner_chain.engines.server.completions import Abilities, Answer, Json, Question
 from aligner_chain.engines.server.tokenizing import FastTokenizer
 from aligner_chain.engines.server.wire import Wire
 from aligner_chain.errors import ServerError, ServerMismatchError
@@ -119,7 +119,7 @@ async def _asked(
         wanted = _unlikely(rendered) if wish.named else rendered.choices or rendered.draft.ids[:1]
         question = Question(prompt=rendered.prompt, max_new=1, wanted=wanted, read=wish.prompt_logprobs)
         try:
-            said = await wire.post(f"{url}/completions", question.body(model, wish, text=text))
+            said = await _said(wire, f"{url}/completions", question.body(model, wish, text=text), refusal)
         except ServerError as error:
             if error.status not in (*REFUSED, FAILED):
                 raise
@@ -132,6 +132,16 @@ async def _asked(
     if found is not None:
         return found
     raise refusal or ServerError(f"{url} takes no completions.")
+
+
+async def _said(wire: Wire, url: str, body: Json, refusal: ServerError | None) -> Any:
+    """The answer; asked for once more where a server that has just failed cut the connection behind its error, as vLLM does."""
+    try:
+        return await wire.post(url, body)
+    except ServerError as error:
+        if error.status is not None or refusal is None or refusal.status != FAILED:
+            raise
+        return await wire.post(url, body)
 
 
 def _wishes() -> list[Abilities]:
