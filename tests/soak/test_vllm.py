@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,21 @@ class Server:
                 return
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Ends it and its engine at once; safe to call twice."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Server]:
+    """A server that answers, until the block ends."""
+    made = Server(folder, *options)
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.kill()
 
 
 @pytest.fixture(scope="module")
@@ -89,23 +102,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Any, tiny_l
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    made = Server(folder)
-    try:
-        made.wait()
+    with serving(folder) as made:
         yield made
-    finally:
-        made.kill()
 
 
 @pytest.fixture(scope="module")
 def drafting(folder: Path) -> Iterator[Server]:
     """One with our drafter in it."""
-    made = Server(folder, "--speculative-config", json.dumps(DRAFTER))
-    try:
-        made.wait()
+    with serving(folder, "--speculative-config", json.dumps(DRAFTER)) as made:
         yield made
-    finally:
-        made.kill()
 
 
 @pytest.fixture(scope="module")
