@@ -12,7 +12,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS
 # Each kernel of a notebook takes one thread for tiny models, of which more only wait for each other.
 QUIET := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-floor notebooks lint format soak vllm-env clean
+.PHONY: demo test test-floor notebooks docs lint format soak vllm-env clean
 
 demo: $(READY)
 	rm -rf demo-out
@@ -51,6 +51,10 @@ demo-quick/figures.json: | $(READY)
 demo-quick-rag/figures.json: | $(READY)
 	rm -rf demo-quick-rag
 	$(OFFLINE) $(BIN)/aligner-bootstrap demo --quick --rag --seed 10 --out demo-quick-rag
+
+# The site, under build/site. A broken link, anchor or reference fails it (with --quiet it would not).
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
