@@ -96,6 +96,8 @@ def _abilities(engine: ServerEngine) -> Iterator[Finding]:
     yield _ability("log-probabilities", bool(told), told, "none: no score of a verdict, no strength")
     yield _ability("prompt log-probabilities", can.prompt_logprobs, "yes", "none: no score of a copy")
     yield _ability("streaming", can.stream, "yes", "no: a correction comes as a whole")
+    reads = "yes, by its prefix cache"
+    yield _ability("reads along", engine.capabilities.overlap, reads, "no: it tells of no prefix cache")
 
 
 def _ability(name: str, there: bool, told: str, lacking: str) -> Finding:

@@ -374,7 +374,7 @@ def test_serve_check_tells_line_by_line(folder: Path, server: Any, capsys: pytes
     told = {line[:27].strip(): line[28:] for line in capsys.readouterr().out.splitlines()}
     assert list(told) == [
         *("reachable", "model", "checkpoint", "tokenizer and template", "window", "takes token ids", "tells token ids"),
-        *("log-probabilities", "prompt log-probabilities", "streaming", "a correction"),
+        *("log-probabilities", "prompt log-probabilities", "streaming", "reads along", "a correction"),
     ]
     assert told["window"] == "512 tokens"
     assert told["a correction"].startswith("corrected in ")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
+import by_heart
 import pytest
+from completions_server import CompletionsServer, Dialect
 from langchain_core.messages import AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGenerationChunk
@@ -18,7 +23,8 @@ from langchain_core.runnables import RunnableLambda
 from playback import engine, read_by
 from upstreams import StreamingUpstream, Upstream, search
 
-from aligner_chain import Correction, shared
+from aligner_chain import Aligner, Correction, shared
+from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.errors import PromptNotFoundError
 from aligner_chain.langchain import AlignedChatModel, AlignerCorrector
 
@@ -225,3 +231,27 @@ def test_an_aligner_is_not_loaded_for_it(
         assert len(aligner.engine.opened) == opened
     with shared.hold_if_loaded("somewhere") as found:
         assert found is aligner
+
+
+def test_an_aligner_on_a_server_reads_along_too(tmp_path: Path, make_tokenizer: Any, told: list[Correction]) -> None:
+    question = "May I return what I bought? " * 4  # long enough to be worth a request
+    model = HuggingFaceEngine.from_pretrained(by_heart.always(tmp_path, make_tokenizer()))
+    ahead: list[int] = []
+
+    def before_end() -> None:
+        deadline = time.monotonic() + 30
+        while not server.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+        ahead.extend(body["max_tokens"] for body in server.asked)
+
+    with CompletionsServer(model, dialect=Dialect(prefix_block=16)) as server:
+        with closing(Aligner.from_server(server.url, "aligner", checkpoint=tmp_path)) as aligner:
+            chain = chain_of(
+                "aligned model", Watched(before_end=before_end), AlignerCorrector(aligner, on_correction=told.append)
+            )
+            server.asked.clear()
+            assert "".join(piece.text for piece in chain.stream({"q": question})) == "No."
+        assert ahead == [1]
+        assert [body["max_tokens"] > 1 for body in server.asked] == [False, True]
+    model.close()
+    assert [(one.outcome, one.exchange.answer) for one in told] == [("corrected", ANSWER)]

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -177,6 +177,43 @@ def test_a_stream(there: Aligner) -> None:
     assert "".join(map(str, pieces)) == CORRECTED[WRONG]
     assert isinstance(last, Correction)
     assert last.criteria == ("true",)
+
+
+def long(number: int) -> Exchange:
+    """One whose question fills a block of the prefix cache (128 tokens on a CPU) by itself, and is like no other's."""
+    return Exchange.of(f"{number}: " + "May I return what I bought? " * 6, f"You may, within {number} days. " * 2)
+
+
+def test_what_goes_ahead_of_a_growing_prompt_is_found_in_the_prefix_cache(
+    server: Server, there: Aligner, here: Aligner
+) -> None:
+    def metric(name: str) -> float:
+        text = httpx.get(server.url.replace("/v1", "/metrics"), trust_env=False).text
+        return sum(float(n) for n in re.findall(rf"^vllm:{name}.* (\S+)$", text, re.M))
+
+    def at_its_end(exchange: Exchange) -> Correction:
+        return there.correct([exchange])[0]
+
+    def as_it_grows(exchange: Exchange) -> Correction:
+        read = metric("prefix_cache_queries_total")
+        with there.begin(exchange.turns) as session:
+            while metric("prefix_cache_queries_total") == read:
+                time.sleep(0.01)
+            session.feed(exchange.answer)
+            return session.finish()
+
+    def hits(correct: Callable[[Exchange], Correction], numbers: range) -> float:
+        before, exchanges = metric("prefix_cache_hits_total"), [long(number) for number in numbers]
+        for exchange, expected in zip(exchanges, here.correct(exchanges), strict=True):
+            assert told(correct(exchange)) == told(expected)
+        return metric("prefix_cache_hits_total") - before
+
+    assert there.engine.capabilities.overlap
+    without, warmed = hits(at_its_end, range(100, 120)), hits(as_it_grows, range(120, 140))
+    sys.stdout.write(
+        f"\n20 prompts found {without:.0f} tokens in the prefix cache without, {warmed:.0f} with warming\n"
+    )
+    assert warmed >= without + 20 * 128
 
 
 def test_one_of_two_servers_killed_under_load_loses_no_request(

@@ -27,7 +27,10 @@ OPENAI = {"model", "prompt", "max_tokens", "temperature", "stream", "logprobs"}
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """What a server does. `strict`: it refuses fields that are not OpenAI's; `stumbles`: it fails at logprobs by name."""
+    """What a server does. `strict`: it refuses fields that are not OpenAI's; `stumbles`: it fails at logprobs by name.
+
+    `prefix_block` are the tokens in a block of its prefix cache, of which `/metrics` tells; None: there is no `/metrics`.
+    """
 
     ids_in: bool = True
     ids_out: Literal["token_ids", "logprobs", ""] = "token_ids"
@@ -40,6 +43,7 @@ class Dialect:
     strict: bool = False
     stumbles: bool = False
     written_as_ids: bool = True
+    prefix_block: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.seen.append(self.path)
         if not self._may():
+            return
+        if self.path == "/metrics" and (block := self.server.dialect.prefix_block) is not None:
+            labels = f'block_size="{block or 16}",enable_prefix_caching="{block > 0}",engine="0"'
+            self._write(200, f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{labels}}} 1.0\n", {})
             return
         if self.path != "/v1/models" or not self.server.dialect.models:
             self._refuse(404, "Not Found")

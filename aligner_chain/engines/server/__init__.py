@@ -1,6 +1,7 @@
 """The engine on a server: vLLM, or anything that speaks `/v1/completions`. Here there is neither torch nor transformers.
 
 engine        the engine: a queue, and one thread with an event loop
+warming       beginnings of prompts that go ahead of the rest, into a server's prefix cache
 servers       which of several servers gets a request, and what becomes of it where that one fails
 asking        one request of ours as one, two or three of the server's
 probing       what a server can do, and whether it runs the model of the checkpoint

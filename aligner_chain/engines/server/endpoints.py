@@ -26,6 +26,8 @@ REST_S, LONGEST_REST_S = 1.0, 30.0
 """Seconds before it is looked at: at first, doubled each time, and at most. Drawn from the upper half."""
 PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 """Seconds below which the first pause before another attempt is drawn, doubled with each one, and at most."""
+STAY = 8
+"""Requests that a server may have more than the freest one, and still get a prompt whose beginning it has read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,14 +63,14 @@ class Endpoints:
         self._looking = set[asyncio.Task[None]]()
         self._back = asyncio.Event()
 
-    async def ask(self, call: Callable[[Endpoint], Awaitable[_T]]) -> _T:
-        """What `call` makes of a server that answers.
+    async def ask(self, call: Callable[[Endpoint], Awaitable[_T]], near: Endpoint | None = None) -> _T:
+        """What `call` makes of a server that answers; of `near` first, if it has not much more to do than the others.
 
         Raises what all servers were refused for, `OverloadedError` and `ServerError`.
         """
         tried: list[Endpoint] = []
         while True:
-            endpoint = await self._next(tried)
+            endpoint = await self._next(tried, near)
             try:
                 return await self._used(endpoint, call)
             except ServerError as error:
@@ -76,6 +78,11 @@ class Endpoints:
                 if not self._again(error, tried):
                     raise self._final(error, tried) from error
                 await self._pause(error, tried)
+
+    def freest(self, near: Endpoint | None = None) -> Endpoint | None:
+        """The server with the fewest requests, or `near` as in `ask`; None where all are away."""
+        usable = [one for one in self.all if one.usable]
+        return _chosen(usable, [], near) if usable else None
 
     def leave(self, endpoint: Endpoint) -> None:
         """Asks a server nothing more until it is back."""
@@ -115,11 +122,11 @@ class Endpoints:
             endpoint.away, endpoint.failures = False, 0
         self._back.set()
 
-    async def _next(self, tried: Sequence[Endpoint]) -> Endpoint:
+    async def _next(self, tried: Sequence[Endpoint], near: Endpoint | None) -> Endpoint:
         """The server to ask: one that was not tried yet, with the fewest requests."""
         while True:
             if usable := [one for one in self.all if one.usable]:
-                return min(usable, key=lambda one: (tried.count(one), one.running, random.random()))
+                return _chosen(usable, tried, near)
             refusals = [one.refused for one in self.all if one.refused]
             if len(refusals) == len(self.all):
                 raise refusals[0]
@@ -163,6 +170,13 @@ class Endpoints:
                 "ServerOptions(concurrency=)."
             )
         return ServerError(text, status=error.status, retry_after_s=error.retry_after_s)
+
+
+def _chosen(usable: Sequence[Endpoint], tried: Sequence[Endpoint], near: Endpoint | None) -> Endpoint:
+    freest = min(usable, key=lambda one: (tried.count(one), one.running, random.random()))
+    if near is None or near not in usable or near in tried or near.running > freest.running + STAY:
+        return freest
+    return near
 
 
 def _is_failure(error: ServerError) -> bool:

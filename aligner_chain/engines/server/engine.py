@@ -11,7 +11,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,19 @@ from aligner_chain.engines.base import Capabilities, Request, Ticket
 from aligner_chain.engines.queueing import Waiting
 from aligner_chain.engines.server.asking import CERTAIN, Asking
 from aligner_chain.engines.server.completions import Abilities
+from aligner_chain.engines.server.endpoints import Endpoint
 from aligner_chain.engines.server.servers import Checkpoint, Servers
 from aligner_chain.engines.server.tokenizing import FastTokenizer, checkpoint_folder
+from aligner_chain.engines.server.warming import Warming
 from aligner_chain.engines.server.wire import ServerOptions, Wire, base_urls, require_httpx
-from aligner_chain.errors import AlignerError, CapabilityError, CheckpointError, ContextOverflowError, EngineError
+from aligner_chain.errors import (
+    AlignerError,
+    CapabilityError,
+    CheckpointError,
+    ContextOverflowError,
+    EngineError,
+    OverloadedError,
+)
 from aligner_chain.templates import CorrectionTemplate
 
 _T = TypeVar("_T")
@@ -80,6 +90,7 @@ class ServerEngine:
             score_draft=can.prompt_logprobs and can.ids_in and tells,
             deadline=True,
             stream=can.stream,
+            overlap=self._warms,
             window=self._window,
         )
 
@@ -93,6 +104,10 @@ class ServerEngine:
         windows = [one.window for one in self.cards if one.window is not None]
         self._window = self.options.window or min(windows, default=None) or checkpoint.window
         self._run(self._servers.agree(checkpoint))
+        if self.options.prefix_block is not None:
+            self._servers.prefix_block = self.options.prefix_block
+        elif self.options.warm_every:
+            self._run(self._servers.find_prefix_block())
 
     def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
         """Queues the requests. One that cannot be run fails its own ticket.
@@ -101,7 +116,8 @@ class ServerEngine:
         `EngineError` after `close`.
         """
         for request in requests:
-            self._require_possible(request)
+            if (lacking := self._lacking(request)) is not None:
+                raise lacking
         self._require_open()
         rows = [_Row(self._ticket(request)) for request in requests]
         for row in rows:
@@ -113,8 +129,26 @@ class ServerEngine:
         return [row.ticket for row in rows]
 
     def open(self, request: Request) -> Ticket:
-        """Raises `CapabilityError`: a server reads a whole prompt at once."""
-        raise CapabilityError("A server cannot read a prompt that still grows. Submit the whole request.")
+        """A ticket whose prompt still grows: what is known of it goes ahead of the rest, into a server's prefix cache.
+
+        Raises `CapabilityError` where there is no such cache that is known of, and `EngineError` after `close`.
+        """
+        if not self._warms:
+            raise CapabilityError(
+                f"The server of {self.model} cannot read a prompt that still grows: it does not say that it has a prefix "
+                "cache. If it has one: ServerOptions(prefix_block=16), with the tokens in its blocks."
+            )
+        self._require_open()
+        pid = os.getpid()
+
+        def fault(request: Request) -> AlignerError | None:
+            if self.closed or os.getpid() != pid:
+                return EngineError("The engine is closed, or in another process than the one that began this prompt.")
+            return self._lacking(request) or self._fault(request)
+
+        ticket = self._ticket(request, sealed=False, fault=fault)
+        self._loop.call_soon_threadsafe(self._warming.begin, ticket)
+        return ticket
 
     def load(self, adapter: str, path: Path) -> None:
         """Raises `CapabilityError`: which adapters there are is the server's business."""
@@ -140,6 +174,8 @@ class ServerEngine:
         self._waiting: Waiting[_Row] = Waiting(self.options.max_waiting)
         self._tasks: dict[Ticket, asyncio.Task[None]] = {}
         self._loop, self._servers = asyncio.new_event_loop(), Servers(self._urls, self.model, self.options)
+        busy = partial(_busy, self._lock, self._tasks, self._waiting)
+        self._warming = Warming(self._servers, self.options, busy)
         thread = threading.Thread(
             target=_talk, args=(self._loop, self._servers.wire), name="aligner-chain-server", daemon=True
         )
@@ -160,14 +196,21 @@ class ServerEngine:
             self._start()
             self._servers.take_over(before)
 
-    def _ticket(self, request: Request) -> Ticket:
-        def changed() -> None:
-            self._loop.call_soon_threadsafe(self._drop, ticket)
+    def _ticket(self, request: Request, **how: Any) -> Ticket:
+        loop = self._loop
 
-        ticket = Ticket(request, changed=changed)
+        def changed() -> None:
+            with suppress(RuntimeError):  # the loop is closed, and with it went what there was to change
+                loop.call_soon_threadsafe(self._changed, ticket)
+
+        ticket = Ticket(request, changed=changed, **how)
         return ticket
 
-    def _require_possible(self, request: Request) -> None:
+    @property
+    def _warms(self) -> bool:
+        return bool(self.options.warm_every and self._servers.prefix_block and self.abilities.ids_in)
+
+    def _lacking(self, request: Request) -> CapabilityError | None:
         can = self.capabilities
         asked = {
             "choices": request.choices and not can.choices,
@@ -179,10 +222,11 @@ class ServerEngine:
             "sampling": request.sampling.temperature > 0,
         }
         if wrong := [name for name, value in asked.items() if value]:
-            raise CapabilityError(
+            return CapabilityError(
                 f"The server of {self.model} cannot do {', '.join(wrong)}. aligner-chain serve-check tells what it does; "
                 "vLLM does most."
             )
+        return None
 
     def _fault(self, request: Request) -> EngineError | ContextOverflowError | None:
         draft = (*request.draft.lead, *request.draft.ids) if request.draft else ()
@@ -214,17 +258,39 @@ class ServerEngine:
         del self._tasks[ticket]
         self._dispatch()
 
-    def _drop(self, ticket: Ticket) -> None:
-        task = self._tasks.get(ticket)
-        if task is not None and ticket.cancelled:
-            task.cancel()
+    def _changed(self, ticket: Ticket) -> None:
+        """Hears that a ticket was fed, sealed or cancelled."""
+        if ticket.cancelled:
+            self._warming.drop(ticket)
+            if (task := self._tasks.get(ticket)) is not None:
+                task.cancel()
+        elif ticket.sealed:
+            self._admit(ticket)
+        else:
+            self._warming.grow(ticket)
+
+    def _admit(self, ticket: Ticket) -> None:
+        """Queues a prompt that grew until now. What is wrong with it is told by its `seal`."""
+        if ticket not in self._warming:
+            return
+        row = _Row(ticket, self._warming.end(ticket))
+        if ticket.future.done() or self._lacking(ticket.request) or self._fault(ticket.request):
+            return
+        try:
+            with self._lock:
+                self._waiting.add([row])
+        except OverloadedError as error:
+            ticket.future.set_exception(error)
+        else:
+            self._dispatch()
 
     async def _served(self, row: _Row) -> None:
         ticket = row.ticket
         if not ticket.future.set_running_or_notify_cancel():
             return
         servers = self._servers
-        asking = Asking(ticket, servers.answered, servers.checkpoint.ends, servers.checkpoint.tokenizer)
+        ask = partial(servers.answered, near=row.near)
+        asking = Asking(ticket, ask, servers.checkpoint.ends, servers.checkpoint.tokenizer)
         try:
             async with asyncio.timeout_at(row.deadline(self._loop.time())):
                 generation = await asking.generation()
@@ -238,6 +304,9 @@ class ServerEngine:
         ticket.future.set_result(generation)
 
     async def _drained(self) -> None:
+        for ticket in self._warming.close():
+            if not ticket.future.done():
+                ticket.future.set_exception(EngineError("The engine was closed while the answer still grew."))
         while self._tasks:
             await asyncio.wait(self._tasks.values())
 
@@ -262,15 +331,21 @@ def checkpoint_of(engine: ServerEngine, checkpoint: str | Path | None) -> Path:
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """A ticket that waits, and when it began to."""
+    """A ticket that waits, the server that read the beginning of its prompt, and when it began to wait."""
 
     ticket: Ticket
+    near: Endpoint | None = None
     born: float = field(default_factory=time.monotonic)
 
     def deadline(self, now: float) -> float | None:
         """Its deadline on the loop's clock, on which it is `now`."""
         seconds = self.ticket.request.deadline_s
         return None if seconds is None else now + seconds - (time.monotonic() - self.born)
+
+
+def _busy(lock: threading.Lock, tasks: Sized, waiting: Sized) -> int:
+    with lock:
+        return len(tasks) + len(waiting)
 
 
 def _talk(loop: asyncio.AbstractEventLoop, wire: Wire) -> None:

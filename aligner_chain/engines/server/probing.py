@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,11 @@ REFUSED = (400, 404, 405, 422, 501)
 """How servers answer a request for what they do not do."""
 FAILED = 500
 """And how vLLM 0.32 does where it is asked for log-probabilities by name while it drafts; without names it tells of them."""
+
+
+CACHE = "vllm:cache_config_info{"
+"""How the line begins in which vLLM tells of its prefix cache."""
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +70,17 @@ async def card(wire: Wire, url: str, model: str) -> Card:
         window=window if isinstance(window, int) else None,
         root=root if isinstance(root, str) else None,
     )
+
+
+async def prefix_block(wire: Wire, url: str) -> int:
+    """Tokens in a block of the server's prefix cache, as vLLM says in its `/metrics`; 0 where it has none or does not say."""
+    try:
+        told = await wire.text(f"{url.removesuffix('/v1')}/metrics")
+    except ServerError:
+        return 0
+    labels = [dict(_LABEL.findall(line)) for line in told.splitlines() if line.startswith(CACHE)]
+    blocks = [one.get("block_size", "") if one.get("enable_prefix_caching") == "True" else "" for one in labels]
+    return max((int(one) if one.isdecimal() else 0 for one in blocks), default=0)
 
 
 async def abilities(

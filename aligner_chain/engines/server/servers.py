@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from aligner_chain.engines.server.completions import Abilities, Answer, Question
 from aligner_chain.engines.server.endpoints import Endpoint, Endpoints
-from aligner_chain.engines.server.probing import Card, abilities, card
+from aligner_chain.engines.server.probing import Card, abilities, card, prefix_block
 from aligner_chain.engines.server.tokenizing import FastTokenizer, end_ids, longest
 from aligner_chain.engines.server.wire import ServerOptions, Wire
 from aligner_chain.errors import CapabilityError, EngineError, ServerError, ServerMismatchError
@@ -46,6 +46,8 @@ class Servers:
         self._endpoints = Endpoints(urls, options, self._check)
         self._checkpoint: Checkpoint | None = None
         self._can: Abilities | None = None
+        self.prefix_block = 0
+        """Tokens in a block of their prefix caches; 0 until `agree`, and where one has none or does not say."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -63,7 +65,7 @@ class Servers:
 
     def take_over(self, other: Servers) -> None:
         """Takes what another one had found out, for a process that was forked from its own."""
-        self._checkpoint, self._can = other._checkpoint, other._can
+        self._checkpoint, self._can, self.prefix_block = other._checkpoint, other._can, other.prefix_block
 
     async def cards(self) -> list[Card]:
         """What they say of the model. Raises for a model that is not served, and where no server answers."""
@@ -87,8 +89,36 @@ class Servers:
             if not isinstance(one, Abilities):
                 self._endpoints.leave(endpoint)
 
-    async def answered(self, question: Question, answer: Answer, heard: Callable[[list[int]], bool]) -> Answer:
-        """Has a question answered by some server; where a stream was cut, another attempt goes on behind it."""
+    async def find_prefix_block(self) -> None:
+        """Has every server say how it keeps beginnings of prompts. It is one number for all, or none."""
+        told = await asyncio.gather(*(prefix_block(self.wire, url) for url in self.urls))
+        self.prefix_block = max(told) if all(told) else 0
+
+    def freest(self, near: Endpoint | None) -> Endpoint | None:
+        """The server with the fewest requests, or `near` if it has not many more; None where all are away."""
+        return self._endpoints.freest(near)
+
+    async def warm(self, prompt: tuple[int, ...], endpoint: Endpoint) -> None:
+        """Has a server read the beginning of a prompt, once. What it makes of that says nothing of its health.
+
+        Raises `ServerError`.
+        """
+        body = Question(prompt=prompt, max_new=1).body(self.model, self.abilities)
+        endpoint.running += 1
+        try:
+            await self.wire.post(f"{endpoint.url}/completions", body)
+        finally:
+            endpoint.running -= 1
+
+    async def answered(
+        self,
+        question: Question,
+        answer: Answer,
+        heard: Callable[[list[int]], bool],
+        *,
+        near: Endpoint | None = None,
+    ) -> Answer:
+        """Has a question answered by some server, `near` if it can be; where a stream was cut, another attempt goes on."""
         can, tokenizer = self.abilities, self.checkpoint.tokenizer
         text = None if can.ids_in else _as_text(question.prompt, tokenizer)
 
@@ -106,7 +136,7 @@ class Servers:
                     if heard(answer.add(said, can.ids_out)):
                         return
 
-        await self._endpoints.ask(attempt)
+        await self._endpoints.ask(attempt, near)
         if not can.ids_out:
             answer.ids = list(plain_text(tokenizer).encode(answer.text))
         return answer

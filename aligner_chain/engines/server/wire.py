@@ -44,16 +44,19 @@ class ServerOptions:
     """A file of the certificates to trust, or a context (for client certificates); None: httpx's own."""
     window: int | None = None
     """Most tokens of prompt and output together, where neither server nor checkpoint says it."""
+    warm_every: int = 256
+    """New tokens of a prompt that still grows after which a server is made to read them; 0: never before the end."""
+    prefix_block: int | None = None
+    """Tokens in a block of the servers' prefix cache; None: what they say (vLLM, in `/metrics`), 0: they have none."""
     api_key: str | None = field(default_factory=lambda: os.environ.get(KEY), repr=False)
     """The key. Set it in the environment, not in code."""
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ConfigurationError(f"{KEY} holds characters that no key has, perhaps a line's end. Set it anew.")
-        if min(self.concurrency, self.timeout_s, self.connect_s) <= 0 or min(self.retries, self.max_waiting) < 0:
-            raise ConfigurationError(
-                f"{self}: times and concurrency must be above 0, retries and max_waiting not below."
-            )
+        others = (self.retries, self.max_waiting, self.warm_every, self.prefix_block or 0)
+        if min(self.concurrency, self.timeout_s, self.connect_s) <= 0 or min(others) < 0:
+            raise ConfigurationError(f"{self}: times and concurrency must be above 0, other numbers not below.")
 
 
 def base_urls(url: str | Sequence[str]) -> tuple[str, ...]:
@@ -81,10 +84,14 @@ class Wire:
 
     async def get(self, url: str) -> Any:
         """The JSON at an address. Raises `ServerError`."""
+        return _json(await self.text(url))
+
+    async def text(self, url: str) -> str:
+        """The text at an address. Raises `ServerError`."""
         async with self._gate(url):
             response = await self._open().get(url)
             self._require_good(response)
-            return _json(response.text)
+            return response.text
 
     async def post(self, url: str, body: Json) -> Any:
         """The JSON that answers a body. Raises `ServerError`."""
@@ -116,7 +123,8 @@ class Wire:
 
             options = self._options
             key = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
-            most = options.concurrency + 8  # beside what is asked for, servers that are looked at
+            # Beside what is asked for: beginnings of prompts, and servers that are looked at.
+            most = 2 * options.concurrency + 8
             self._client = httpx.AsyncClient(
                 headers={**key, "User-Agent": "aligner-chain"},
                 verify=_trusted(options.tls),
