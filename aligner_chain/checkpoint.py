@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -108,7 +109,7 @@ def _metadata(values: dict[str, Any], path: Path) -> AlignerMetadata:
     criteria, thresholds = values.get("criteria", []), values.get("thresholds", {})
     if not _is_strings(criteria):
         raise _broken(path, '"criteria" is not a list of strings')
-    if not isinstance(thresholds, dict) or not all(isinstance(one, int | float) for one in thresholds.values()):
+    if not isinstance(thresholds, dict) or not all(map(_is_number, thresholds.values())):
         raise _broken(path, '"thresholds" is not an object of numbers')
     read = {
         "criteria": tuple(criteria),
@@ -144,6 +145,11 @@ def _may_delete(values: object, path: Path) -> Mapping[str, tuple[str, ...]]:
 
 def _is_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that can be compared with: JSON as Python reads it may hold NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _broken(path: Path, what: str) -> CheckpointError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from bootstrap.errors import RegistryError
 
 if TYPE_CHECKING:
     from bootstrap.registry import PairVersion, Registry, Version
+    from bootstrap.registry.exporting import Exported
 
 _FAULTY = 3
 
@@ -79,7 +81,12 @@ def _add_what_leaves(parser: argparse.ArgumentParser) -> None:
             f"--{kind}", metavar="WHICH", help=f"the {kind} of champion, previous, challenger, or its number"
         )
     parser.add_argument("--merge", action="store_true", help="write whole weights where it is an adapter")
-    parser.add_argument("--base", help="the adapter's base (default: the one it was made from)")
+    parser.add_argument("--base", help="the adapter's base: a folder to merge it into, or what it is called on the Hub")
+    for name, of in (("licence", "these weights"), ("base-licence", "the base"), ("data-licence", "the training data")):
+        parser.add_argument(f"--{name}", metavar="NAME", help=f"licence of {of}, for the model card")
+    parser.add_argument(
+        "--limit", action="append", metavar="SENTENCE", help="a limit that you know of, for the model card"
+    )
 
 
 def _count(text: str) -> int:
@@ -196,7 +203,9 @@ def _leaving(arguments: argparse.Namespace, registry: Registry) -> tuple[Version
     return version, pairs[-1] if pairs else None
 
 
-def _written(arguments: argparse.Namespace, version: Version, pair: PairVersion | None, out: Path) -> bool:
+def _written(
+    arguments: argparse.Namespace, version: Version, pair: PairVersion | None, out: Path, at: str | None = None
+) -> Exported:
     from bootstrap.registry import export
     from bootstrap.registry.exporting import base_of
 
@@ -205,14 +214,32 @@ def _written(arguments: argparse.Namespace, version: Version, pair: PairVersion 
 
         merge_adapter(folder, target, base=arguments.base or base_of(version))
 
-    return export(version, out, pair=pair, merge=merge if arguments.merge else None)
+    base, version = None if arguments.merge else arguments.base, _noted(arguments, version)
+    return export(version, out, pair=pair, merge=merge if arguments.merge else None, base=base, at=at)
+
+
+def _noted(arguments: argparse.Namespace, version: Version) -> Version:
+    """The version with what the command says of it, for its card, in place of what its manifest does."""
+    said = {"licence": arguments.licence, "base_licence": arguments.base_licence, "limits": arguments.limit}
+    manifest = {**version.manifest, **{name: value for name, value in said.items() if value}}
+    if arguments.data_licence:
+        manifest["data"] = {**(version.manifest.get("data") or {}), "licence": arguments.data_licence}
+    return replace(version, manifest=manifest)
+
+
+def _what_left(written: Exported) -> tuple[dict[str, Any], str]:
+    """What is told of an export, for machines and for people."""
+    left_out = f" Left out, being no part of the model: {', '.join(written.left_out)}." if written.left_out else ""
+    return {"merged": written.merged, "left_out": written.left_out}, left_out
 
 
 def _export(arguments: argparse.Namespace) -> int:
     version, pair = _leaving(arguments, _opened(arguments))
-    merged = _written(arguments, version, pair, arguments.out)
-    found = {"version": version.identity, "out": str(arguments.out), "merged": merged}
-    _told(arguments, found, f"{version.identity} is in {arguments.out}{', its adapter merged' if merged else ''}.")
+    written = _written(arguments, version, pair, arguments.out)
+    told, left_out = _what_left(written)
+    merged = ", its adapter merged" if written.merged else ""
+    found = {"version": version.identity, "out": str(arguments.out), **told}
+    _told(arguments, found, f"{version.identity} is in {arguments.out}{merged}.{left_out}")
     return 0
 
 
@@ -222,10 +249,10 @@ def _push(arguments: argparse.Namespace) -> int:
     version, pair = _leaving(arguments, _opened(arguments))
     with tempfile.TemporaryDirectory(prefix="aligner-push-") as folder:
         out = Path(folder) / "model"
-        merged = _written(arguments, version, pair, out)
+        told, left_out = _what_left(_written(arguments, version, pair, out, arguments.repo))
         url = push(out, arguments.repo, private=arguments.private, message=f"{version.identity} of aligner-chain")
-    found = {"version": version.identity, "repo": arguments.repo, "merged": merged, "url": url}
-    _told(arguments, found, f"{version.identity} is pushed: {url}")
+    found = {"version": version.identity, "repo": arguments.repo, **told, "url": url}
+    _told(arguments, found, f"{version.identity} is pushed: {url}.{left_out}")
     return 0
 
 

@@ -6,34 +6,51 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aligner_chain.checkpoint import FILE as ALIGNER_FILE
 from bootstrap.errors import RegistryError
 from bootstrap.files import is_disk_error, sync, sync_tree
+from bootstrap.registry.cards import FILE_NAME as CARD
 from bootstrap.registry.cards import write_card
+from bootstrap.registry.model_files import ADAPTER, PICKLES, is_model_file
 from bootstrap.registry.publishing import UNFINISHED
 from bootstrap.registry.values import PairVersion, Version
 
 Merge = Callable[[Path, Path], object]
 """Writes the whole model of an adapter's folder (the first) into an empty folder (the second)."""
 
-ADAPTER = "adapter_config.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
-"""Files that run code when they are loaded. None is exported, pushed or pulled."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """What became of an export: whether an adapter was `merged`, and the files that are no part of a model and stayed."""
+
+    merged: bool
+    left_out: tuple[str, ...]
 
 
-def export(version: Version, out: Path, *, pair: PairVersion | None = None, merge: Merge | None = None) -> bool:
+def export(
+    version: Version,
+    out: Path,
+    *,
+    pair: PairVersion | None = None,
+    merge: Merge | None = None,
+    base: str | None = None,
+    at: str | None = None,
+) -> Exported:
     """Writes a version to a folder that holds all that is needed to load it but, for an adapter, its base.
+
+    Only weights, settings, tokenizer and licence leave the registry, whatever else lies in its folder.
 
     Args:
         version: what to write.
         out: the folder; it may be there if it is empty.
         pair: whose figures the model card shows.
         merge: makes whole weights of an adapter. None leaves an adapter as it is, with its base's name.
-
-    Returns:
-        Whether there was an adapter to merge.
+        base: what an adapter that stays one says its base is, in place of a folder of this machine.
+        at: what the model card has its reader load (default: the folder's name).
 
     Raises:
         RegistryError: the folder is not empty, the weights are gone or no safetensors, or the disk is full. Nothing is
@@ -45,8 +62,10 @@ def export(version: Version, out: Path, *, pair: PairVersion | None = None, merg
     merging = merge is not None and (version.path / ADAPTER).exists()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(version, staged, merge if merging else None)
-        write_card(staged, version, pair, whole=not (staged / ADAPTER).exists())
+        left_out = _write(version, staged, merge if merging else None)
+        if base is not None and (staged / ADAPTER).exists():
+            _write_base(staged, base)
+        write_card(staged, version, pair, whole=not (staged / ADAPTER).exists(), at=at or out.name)
         sync_tree(staged)
         staged.replace(out)  # over nothing or an empty folder
         sync(out.parent)
@@ -59,29 +78,38 @@ def export(version: Version, out: Path, *, pair: PairVersion | None = None, merg
         ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return merging
+    return Exported(merged=merging, left_out=left_out)
 
 
-def _write(version: Version, folder: Path, merge: Merge | None) -> None:
-    if merge is None:
-        shutil.copytree(version.path, folder)
-        return
+def _write(version: Version, folder: Path, merge: Merge | None) -> tuple[str, ...]:
+    """Writes the files of a model, and returns those that were there beside it."""
     folder.mkdir()
-    merge(version.path, folder)
-    # An Aligner's description of itself is no part of what a model library writes.
-    for path in version.path.glob("aligner.json"):
+    parts = [path for path in sorted(version.path.iterdir()) if path.is_file() and is_model_file(path.name)]
+    if merge is not None:
+        merge(version.path, folder)
+        # An Aligner's description of itself is no part of what a model library writes, nor is a licence.
+        parts = [path for path in parts if path.name == ALIGNER_FILE or path.name.startswith(("LICENSE", "NOTICE"))]
+    for path in parts:
         shutil.copy2(path, folder)
+    others = (path.name for path in version.path.iterdir() if not is_model_file(path.name) or not path.is_file())
+    return tuple(sorted(name for name in others if name != CARD))
+
+
+def _write_base(folder: Path, base: str) -> None:
+    settings = {**adapter_settings(folder), "base_model_name_or_path": base}
+    (folder / ADAPTER).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def base_of(version: Version) -> str | None:
     """The name or path of the model that a version's adapter is for, None where nobody noted it."""
-    noted = version.manifest.get("base") or _adapter(version).get("base_model_name_or_path")
+    noted = version.manifest.get("base") or adapter_settings(version.path).get("base_model_name_or_path")
     return str(noted) if noted else None
 
 
-def _adapter(version: Version) -> Mapping[str, Any]:
+def adapter_settings(folder: Path) -> Mapping[str, Any]:
+    """What an adapter says of itself; nothing where a folder holds none."""
     try:
-        content = json.loads((version.path / ADAPTER).read_text(encoding="utf-8"))
+        content = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

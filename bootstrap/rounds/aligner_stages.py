@@ -110,7 +110,7 @@ def build_triples(work: Work, out: Path) -> Result:
     write_triples(out / "triples.jsonl", rows)
     counts = {name: len(part) for name, part in parts.items()}
     work.say(f"rows for the Aligner: {counts}, {work.results['verify']['refused']} corrections were refused")
-    return {**counts, "data": manifest(rows)}
+    return {**counts, "data": {**manifest(rows), "sources": counts}}
 
 
 def train(work: Work, out: Path) -> Result:

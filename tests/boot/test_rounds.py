@@ -77,6 +77,8 @@ def test_a_round_makes_the_upstream_better_and_promotes_the_pair(config: RoundCo
     assert upstream_gate.figure > 0.65
     assert result.pair is not None
     assert result.pair.number != start.number
+    data = result.pair.aligner.manifest["data"]
+    assert sum(data["sources"].values()) == data["rows"] > 0
     served = read_served(config.home)
     assert served is not None
     assert Path(served.aligner.path) == result.pair.aligner.path
