@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-import httpx
+import httpcore
 from starlette.types import Receive, Scope, Send
 
 from aligner_chain.hook import CorrectionHook
@@ -17,15 +17,16 @@ from aligner_chain.proxy.answers import KEY, delivered
 from aligner_chain.proxy.asking import Asked, read_request
 from aligner_chain.proxy.correcting import Answering, message_id_of, together
 from aligner_chain.proxy.errors import cut
-from aligner_chain.proxy.events import Written, events_of
+from aligner_chain.proxy.events import Decoder, Event, Written
 from aligner_chain.proxy.guard import body_of
-from aligner_chain.proxy.headers import for_client, for_upstream
+from aligner_chain.proxy.headers import for_client, for_upstream, value_of
 from aligner_chain.proxy.metrics import Observed
 from aligner_chain.proxy.passing import pass_on
 from aligner_chain.proxy.settings import Settings
 from aligner_chain.proxy.streams import HeldStream
-from aligner_chain.proxy.upstream import Upstream
+from aligner_chain.proxy.upstream import BROKEN, Answer, Upstream
 
+OK = 200
 LAST_BYTE_S = 0.05
 """Seconds that an upstream has to close a stream after its last event."""
 
@@ -35,6 +36,7 @@ class Chat:
 
     def __init__(self, settings: Settings, upstream: Upstream, hook: CorrectionHook | None) -> None:
         self._settings, self._upstream, self._hook = settings, upstream, hook
+        self._most = settings.limits.answer_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         observed: Observed = scope["observed"]
@@ -42,29 +44,27 @@ class Chat:
         asked = read_request(body, scope["headers"])
         start = time.perf_counter()
         headers = for_upstream(scope["headers"], length=False)
-        async with self._upstream.answer(scope, headers, body) as response:
-            if response.status_code != httpx.codes.OK:
-                await pass_on(response, send, raw=False)
+        async with self._upstream.answer(scope, headers, body) as answer:
+            if answer.status != OK:
+                await pass_on(answer, send, raw=False)
                 observed.upstream_s = time.perf_counter() - start
-            elif response.headers.get("content-type", "").startswith("text/event-stream"):
-                await self._streamed(response, asked, send, observed, start)
+            elif (value_of(answer.headers, b"content-type") or "").lower().startswith("text/event-stream"):
+                await self._streamed(answer, asked, send, observed, start)
             else:
-                content = await response.aread()
+                content = b"".join([piece async for piece in answer.pieces(self._most)])
                 observed.upstream_s = time.perf_counter() - start
-                await self._whole(response, content, asked, send, observed)
+                await self._whole(answer, content, asked, send, observed)
 
-    async def _whole(
-        self, response: httpx.Response, content: bytes, asked: Asked, send: Send, observed: Observed
-    ) -> None:
+    async def _whole(self, answer: Answer, content: bytes, asked: Asked, send: Send, observed: Observed) -> None:
         completion = self._completion(content)
-        headers = for_client(response.headers.raw, raw=False)
+        headers = for_client(answer.headers, raw=False)
         if completion is not None:
             told = await self._corrected(completion, asked, observed)
             if asked.in_header:
                 headers.append((b"x-aligner", json.dumps(told).encode()))
             content = json.dumps(completion).encode()
         headers.append((b"content-length", str(len(content)).encode()))
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
     async def _corrected(
@@ -86,35 +86,22 @@ class Chat:
         completion["choices"] = [sent if asked.in_header else {**sent, KEY: told} for sent, told in both]
         return [told for _, told in both]
 
-    async def _streamed(
-        self, response: httpx.Response, asked: Asked, send: Send, observed: Observed, start: float
-    ) -> None:
+    async def _streamed(self, answer: Answer, asked: Asked, send: Send, observed: Observed, start: float) -> None:
         held = HeldStream(asked, self._answering(asked))
         async with Written(send, self._settings.keep_alive_s) as written:
             observed.stream = True  # From here on the guard tells of an error by an event.
-            await written.start(for_client(response.headers.raw, raw=False))
+            await written.start(for_client(answer.headers, raw=False))
+            pieces = answer.pieces(self._most)
             try:
-                await self._taken_in(response, held, written)
+                await _taken_in(pieces, held, written)
                 observed.upstream_s = time.perf_counter() - start
                 left = await held.end()
             finally:
                 held.close()
                 observed.corrections = held.corrections
                 _note(observed, held.completion_id, held.usage, [one.answering for one in held.choices.values()])
+            await _read_out(pieces)
             await written.end(left)
-
-    async def _taken_in(self, response: httpx.Response, held: HeldStream, written: Written) -> None:
-        """Reads the upstream to its end, and sends what need not wait for it."""
-        events = events_of(response.aiter_bytes())
-        async for event in events:
-            await written.write(held.add(event))
-            if held.done or held.broken:
-                break
-        # What was read to its last byte is a connection that can be used again.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_BYTE_S):
-                async for _ in events:
-                    pass
 
     def _answering(self, asked: Asked) -> Callable[[], Answering]:
         return lambda: Answering(self._settings, self._hook, asked)
@@ -135,6 +122,31 @@ class Chat:
         if errs or self._settings.on_error == "pass_through":
             return None
         raise cut("is no chat completion that can be read")
+
+
+async def _taken_in(pieces: AsyncIterator[bytes], held: HeldStream, written: Written) -> None:
+    """Reads the upstream to its last event, and sends what need not wait for it."""
+    decoder = Decoder()
+    async for data in pieces:
+        ready: list[Event] = []
+        try:
+            for event in decoder.feed(data):
+                ready += held.add(event)
+                if held.done or held.broken:
+                    return
+        finally:
+            await written.write(ready)
+
+
+async def _read_out(pieces: AsyncIterator[bytes]) -> None:
+    """Reads what is behind the last event: only a connection that was read to its last byte can be used again.
+
+    Nothing of it matters for the answer, which is whole; the upstream wrote it while the Aligner was busy.
+    """
+    with contextlib.suppress(TimeoutError, httpcore.TimeoutException, *BROKEN):
+        async with asyncio.timeout(LAST_BYTE_S):
+            async for _ in pieces:
+                pass
 
 
 def _holds_answers(choices: Any) -> bool:

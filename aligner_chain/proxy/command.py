@@ -208,6 +208,7 @@ def _add_corrections(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     for option, name, kind, told in (
         ("--max-body", "body_bytes", _positive, "bytes of a request's body"),
+        ("--max-answer", "answer_bytes", _positive, "bytes of an upstream's answer that is held"),
         ("--max-headers", "header_bytes", _positive, "bytes of a request's headers"),
         ("--max-requests", "in_flight", _positive, "requests at a time"),
         ("--body-timeout", "body_s", _seconds, "seconds in which a body must have come"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -56,27 +57,27 @@ class Decoder:
     """Bytes in, events out, wherever the bytes were cut."""
 
     def __init__(self) -> None:
-        self._rest, self._lines = b"", list[str]()
+        self._rest, self._lines = list[bytes](), list[str]()
+        self._begun = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that have become whole. Lines end as in the standard, and not where Python's texts would end them."""
-        lines = (self._rest + data).splitlines(keepends=True)
-        # What has no end yet, and a "\r" that may be the first half of one, wait for the next bytes.
-        self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        # A "\r" at the end may be the first half of an end, and waits with what has none yet.
+        end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1)) + 1
+        self._rest.append(data[:end] or data)
+        if not end:
+            return
+        whole = b"".join(self._rest)
+        if not self._begun:  # A client skips the mark, and would read a text that no one checked.
+            self._begun, whole = True, whole.removeprefix(codecs.BOM_UTF8)
+        lines = whole.splitlines()
+        self._rest = [data[end:]]
         for line in lines:
-            if text := line.rstrip(b"\r\n").decode("utf-8", "replace"):
-                self._lines.append(text)
+            if line:
+                self._lines.append(line.decode("utf-8", "replace"))
             elif self._lines:
                 yield _event(self._lines)
                 self._lines = []
-
-
-async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
-    """The events in an upstream's bytes. One that its end cut off is none."""
-    decoder = Decoder()
-    async for data in pieces:
-        for event in decoder.feed(data):
-            yield event
 
 
 class Written:

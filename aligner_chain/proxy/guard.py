@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 
@@ -16,6 +17,8 @@ from aligner_chain.proxy.metrics import Metrics, Observed
 from aligner_chain.proxy.settings import Limits
 
 CLIENT_GONE = 499
+FAREWELL_S = 2.0
+"""Seconds that a client has to take an error in."""
 CHAT = "/v1/chat/completions"
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +72,10 @@ class Guard:
             if refused.code == "internal_error":
                 _LOG.error("a request failed: %s", type(error).__name__)  # its message can quote texts
             observed.code = refused.code
-            await outbox.refuse(refused, close=not inbox.whole)
+            # A client that reads nothing would else keep its place among the requests for ever.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    await outbox.refuse(refused, close=not inbox.whole)
 
     def _admit(self, inbox: Inbox) -> None:
         if self._running > self._limits.in_flight:
@@ -84,16 +90,21 @@ class Inbox:
     def __init__(self, receive: Receive, scope: Scope, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
         self._length = value_of(scope["headers"], b"content-length")
+        self._chunked = value_of(scope["headers"], b"transfer-encoding") is not None
         self._head = sum(len(name) + len(value) for name, value in scope["headers"])
         self._taken = 0
         self._whole = asyncio.Event()
         self._until = asyncio.get_running_loop().time() + limits.body_s
 
     def check_lengths(self) -> None:
-        """Raises `Refused` for headers that are too great, and for a body that says itself that it is."""
+        """Raises `Refused` for headers that are too great, and for a body that says itself that it is, or says two lengths."""
         if self._head > self._limits.header_bytes:  # The server bounds only what comes in several pieces.
             told = f"The headers are greater than the {self._limits.header_bytes} bytes that the proxy takes."
             raise Refused(431, "headers_too_large", told)
+        if (
+            self._length is not None and self._chunked
+        ):  # Whoever stands before the proxy may have believed the other one.
+            raise Refused(400, "invalid_length", "A request has a Content-Length or a Transfer-Encoding, and not both.")
         if self._length is not None and self._length.isdecimal() and int(self._length) > self._limits.body_bytes:
             raise self._too_great()
 

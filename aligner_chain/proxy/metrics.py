@@ -123,4 +123,5 @@ class Metrics:
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
+    """What an upstream counted, or 0 where that is no number that a counter holds exactly."""
+    return value if isinstance(value, int) and 0 <= value < 2**53 else 0

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 
-import httpx
 from starlette.types import Receive, Scope, Send
 
 from aligner_chain.proxy.guard import body_of
 from aligner_chain.proxy.headers import for_client, for_upstream, value_of
 from aligner_chain.proxy.metrics import Observed
-from aligner_chain.proxy.upstream import Upstream
+from aligner_chain.proxy.upstream import Answer, Upstream
 
 
 class Passing:
@@ -24,16 +23,16 @@ class Passing:
         observed: Observed = scope["observed"]
         start = time.perf_counter()
         body = await _body(scope, receive)
-        async with self._upstream.answer(scope, for_upstream(scope["headers"], length=True), body) as response:
-            await pass_on(response, send, raw=True)
+        async with self._upstream.answer(scope, for_upstream(scope["headers"], length=True), body) as answer:
+            await pass_on(answer, send, raw=True)
             observed.upstream_s = time.perf_counter() - start
 
 
-async def pass_on(response: httpx.Response, send: Send, *, raw: bool) -> None:
+async def pass_on(answer: Answer, send: Send, *, raw: bool) -> None:
     """Sends an upstream's answer on; `raw` as it was compressed."""
-    headers = for_client(response.headers.raw, raw=raw)
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    async for piece in response.aiter_raw() if raw else response.aiter_bytes():
+    headers = for_client(answer.headers, raw=raw)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    async for piece in answer.raw if raw else answer.pieces():
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

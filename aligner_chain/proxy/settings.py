@@ -21,6 +21,7 @@ class Limits:
 
     Args:
         body_bytes: A greater request is refused with 413.
+        answer_bytes: Of an upstream's answer that must be held to be corrected; a greater one is a 502.
         header_bytes: Request line and headers; more is a 400.
         in_flight: Requests at a time; one more is refused with 429.
         body_s: Seconds in which a request's body must have come, else 408.
@@ -29,6 +30,7 @@ class Limits:
     """
 
     body_bytes: int = 32 * 2**20
+    answer_bytes: int = 32 * 2**20
     header_bytes: int = 64 * 2**10
     in_flight: int = 256
     body_s: float = 60.0

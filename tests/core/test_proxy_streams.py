@@ -338,3 +338,4 @@ def test_events_are_read_wherever_their_bytes_are_cut() -> None:
         decoder = Decoder()
         pieces = [wire[start : start + size] for start in range(0, len(wire), size)]
         assert [(one.raw, one.data) for piece in pieces for one in decoder.feed(piece)] == expected
+    assert [one.data for one in Decoder().feed(b"data: old\r\rdata: new\r")] == ["old"]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
@@ -145,3 +145,33 @@ def deltas(text: str) -> Sequence[dict[str, Any]]:
     """The objects in a stream of events, without the last `[DONE]`."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+@contextmanager
+def speaking(*pieces: bytes, forever: bytes = b"") -> Iterator[str]:
+    """The base URL of an upstream that answers each request with these bytes, and then with one of them without end."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
+        Thread(target=_speak, args=(listener, pieces, forever), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+def _speak(listener: socket.socket, pieces: Sequence[bytes], forever: bytes) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection, suppress(OSError):
+            connection.recv(2**16)
+            for piece in pieces:
+                connection.sendall(piece)
+            while forever:
+                connection.sendall(forever)
+
+
+def head_of(kind: str, *lines: str) -> bytes:
+    """The head of an answer that ends with its connection."""
+    return "\r\n".join(["HTTP/1.1 200 OK", f"content-type: {kind}", "connection: close", *lines, "", ""]).encode()
