@@ -12,7 +12,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS
 # Each kernel of a notebook takes one thread for tiny models, of which more only wait for each other.
 QUIET := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-floor notebooks docs lint format soak vllm-env clean
+.PHONY: demo test test-floor notebooks docs lint format soak vllm-env clients-env clean
 
 demo: $(READY)
 	rm -rf demo-out
@@ -37,6 +37,14 @@ vllm-env: .venv-vllm/ready
 	# Of these there is none for CPUs that fits, and vLLM fails with those that it brings.
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	.venv-vllm/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+# LlamaIndex's client of OpenAI-compatible servers, for the test that runs it; its `openai` is none of those that fit ours.
+clients-env: .venv-clients/ready
+
+.venv-clients/ready: Makefile
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet llama-index-llms-openai-like==0.8.1 llama-index-llms-openai==0.8.3 llama-index-core==0.14.25 openai==2.54.0
 	touch $@
 
 # Each needs the small trained home of its quick demo, made once (a minute and a half) and kept until `make clean`.
@@ -67,7 +75,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(FLOOR) .venv-vllm dist build demo-out demo-quick demo-quick-rag .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(FLOOR) .venv-vllm .venv-clients dist build demo-out demo-quick demo-quick-rag .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
