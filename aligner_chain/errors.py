@@ -5,6 +5,7 @@
     │   ├── AlignerNotConfiguredError   no Aligner was named and none is served
     │   ├── CheckpointError             a model folder that cannot be used as it is
     │   │   └── ServerMismatchError     a server runs another model, tokenizer or template
+    │   │       └── ModelNotServedError     it has no model of that name
     │   ├── TemplateError               an unknown template, or one that does not fit the model
     │   ├── CapabilityError             the engine cannot do what was asked
     │   └── MissingExtraError (ImportError)   an optional package is not installed
@@ -45,6 +46,10 @@ class CheckpointError(ConfigurationError):
 
 class ServerMismatchError(CheckpointError):
     """A server runs another model than the checkpoint at hand describes, or with another tokenizer or template."""
+
+
+class ModelNotServedError(ServerMismatchError):
+    """A server has no model of the name that it is asked for, at least not now: one may be loaded while it runs."""
 
 
 class TemplateError(ConfigurationError):

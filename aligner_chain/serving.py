@@ -6,7 +6,10 @@
      "upstream": {"identity": "upstream@3", "path": "upstream/3"},
      "aligner": {"identity": "aligner@3", "path": "aligner/3"}}
 
-Paths are relative to the home unless absolute; `upstream` may be null.
+Paths are relative to the home unless absolute; `upstream` may be null. An Aligner that runs on servers says so beside its
+path, of which only the small files are read then:
+
+     "server": {"urls": ["http://gpu1:8000/v1", "http://gpu2:8000/v1"], "model": "aligner@3"}
 """
 
 from __future__ import annotations
@@ -30,11 +33,20 @@ Kind = Literal["upstream", "aligner"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ModelServers:
+    """The servers that run a promoted model, and its name there."""
+
+    urls: tuple[str, ...]
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServedModel:
-    """One promoted model: its `name@version` and its folder, absolute."""
+    """One promoted model: its `name@version`, its folder, absolute, and its servers; None: each application loads it."""
 
     identity: str
     path: Path
+    server: ModelServers | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +170,17 @@ def _model(entry: object, folder: Path) -> ServedModel | None:
         return None
     if not isinstance(entry, Mapping):
         raise TypeError(f"a model is written as {type(entry).__name__}, not as an object")
-    return ServedModel(identity=str(entry["identity"]), path=folder / str(entry["path"]))
+    return ServedModel(
+        identity=str(entry["identity"]), path=folder / str(entry["path"]), server=_servers(entry.get("server"))
+    )
+
+
+def _servers(entry: object) -> ModelServers | None:
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping) or not isinstance(entry["urls"], list) or not entry["urls"]:
+        raise TypeError("a model's servers are not written as an object with a list of urls")
+    return ModelServers(urls=tuple(map(str, entry["urls"])), model=str(entry["model"]))
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigurationError:

@@ -208,7 +208,10 @@ class _Models:
         self._home = folder
 
     def open(self, served: Served, part: Part) -> Any:
-        folder = served_model(part.kind, self._home, served).path
+        model = served_model(part.kind, self._home, served)
+        folder, server = model.path, model.server
+        if part.kind == "aligner" and server is not None:
+            return Aligner.from_server(server.urls, server.model, checkpoint=folder)
         if part.kind == "aligner":
             return _loaded(_key(folder))
         from aligner_chain.engines.huggingface import shared_engine

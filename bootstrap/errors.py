@@ -6,6 +6,7 @@
         │   └── RecordError (ValueError)        one correction holds what a database cannot
         ├── LeaseLostError                  another process has taken over what this one was doing
         ├── RegistryError                   a model could not be saved, promoted or rolled back
+        │   └── RolloutError                    a model server does not run a version that should be served
         ├── TrainingDataError (ValueError)  a row that nothing can be trained on
         ├── TrainingFailedError             a training ended without a model: crashed, killed, out of memory or time
         ├── AnnotationError                 a journal of annotations cannot be used, or a file is in the way
@@ -47,6 +48,10 @@ class LeaseLostError(BootstrapError):
 
 class RegistryError(BootstrapError):
     """A model could not be saved, promoted or rolled back."""
+
+
+class RolloutError(RegistryError):
+    """A version is not on every model server that should run it; the servers are as they were, too."""
 
 
 class TrainingDataError(BootstrapError, ValueError):

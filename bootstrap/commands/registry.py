@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.commands.base import add_command
+from bootstrap.commands.base import add_command, say_to_stderr
 from bootstrap.errors import RegistryError
 
 if TYPE_CHECKING:
-    from bootstrap.registry import PairVersion, Registry, Version
+    from bootstrap.registry import Event, PairVersion, Registry, Version
     from bootstrap.registry.exporting import Exported
 
 _FAULTY = 3
@@ -72,6 +72,24 @@ def add(commands: Any) -> None:
     pull.add_argument("--revision", help="branch, tag or commit (default: the main branch)")
     promote.add_argument("pair", metavar="PAIR", help="its number, or challenger or previous")
     promote.add_argument("--expected", metavar="PAIR", help="only if this pair is served until now")
+    _add_servers(promote)
+
+
+def _add_servers(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--server", action="append", default=[], metavar="URL",
+        help="model server that runs the Aligner, or loads it now if it is an adapter; once for each (default: those of "
+        "the served pair, if it has any)",
+    )  # fmt: skip
+    where.add_argument("--in-process", action="store_true", help="on no server: each application loads the Aligner")
+    parser.add_argument("--path-on-server", metavar="FOLDER", help="the registry's folder as the servers see it")
+    parser.add_argument(
+        "--keep", type=_count, default=1, metavar="N", help="earlier adapters that stay loaded there (default: 1)"
+    )
+    parser.add_argument(
+        "--grace", type=_count, default=3, metavar="SECONDS", help="without a request before others are unloaded"
+    )
 
 
 def _add_what_leaves(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +127,12 @@ def _list(arguments: argparse.Namespace) -> int:
     registry = _opened(arguments)
     served, aliases = registry.served(), registry.aliases()
     history = [
-        {"time": event.time.isoformat(timespec="seconds"), "action": event.action, **_of_pair(event.pair)}
+        {
+            "time": event.time.isoformat(timespec="seconds"),
+            "action": event.action,
+            **_of_pair(event.pair),
+            "servers": _urls(event),
+        }
         for event in registry.history()
     ]
     versions = [_of_version(one) for one in (*registry.versions("upstream"), *registry.versions("aligner"))]
@@ -122,12 +145,17 @@ def _list(arguments: argparse.Namespace) -> int:
         "pairs": [{**_of_pair(pair), "figures": pair.figures} for pair in registry.pairs()],
         "versions": versions,
     }
-    lines = ["{time}  {action:<9} pair {pair}: {upstream} with {aligner}".format(**event) for event in history]
+    lines = [_line(event) for event in history]
     removed = [version["version"] for version in versions if version["removed"]]
     lines += [f"{name:<10} pair {pair.number}" for name, pair in aliases.items()]
     lines += [f"Weights removed: {', '.join(removed)}"] if removed else []
     _told(arguments, found, *lines, f"Served from {registry.home}: {f'pair {served.number}' if served else 'nothing'}")
     return 0
+
+
+def _line(event: dict[str, Any]) -> str:
+    line = "{time}  {action:<9} pair {pair}: {upstream} with {aligner}".format(**event)
+    return f"{line} on {', '.join(event['servers'])}" if event["servers"] else line
 
 
 def _of_pair(pair: PairVersion) -> dict[str, Any]:
@@ -267,21 +295,41 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
+    from bootstrap import rollout
+    from bootstrap.registry.promoting import Unchecked
+
     registry = _opened(arguments)
     pair = registry.pair(arguments.pair)
-    if arguments.expected is None:
-        registry.promote(pair)
-    else:
-        registry.promote(pair, expected=registry.pair(arguments.expected))
-    _told(arguments, _served(pair), f"Pair {pair.number} is served ({pair.aligner.identity}).")
+    expected = Unchecked.ANY_PAIR if arguments.expected is None else registry.pair(arguments.expected)
+    servers, home = tuple(arguments.server), arguments.path_on_server
+    where = rollout.Where(urls=servers, home=home, in_process=arguments.in_process)
+    promoted = rollout.promote(
+        registry,
+        pair,
+        where,
+        expected=expected,
+        keep=arguments.keep,
+        grace_s=arguments.grace,
+        say=say_to_stderr,
+    )
+    _tell_served(arguments, registry, promoted, "is served")
     return 0
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    pair = _opened(arguments).rollback()
-    _told(arguments, _served(pair), f"Pair {pair.number} is served again ({pair.aligner.identity}).")
+    from bootstrap import rollout
+
+    registry = _opened(arguments)
+    _tell_served(arguments, registry, rollout.rollback(registry), "is served again")
     return 0
 
 
-def _served(pair: PairVersion) -> dict[str, Any]:
-    return {"served": pair.number, "aligner": pair.aligner.identity}
+def _tell_served(arguments: argparse.Namespace, registry: Registry, pair: PairVersion, done: str) -> None:
+    servers = _urls(registry.event())
+    found = {"served": pair.number, "aligner": pair.aligner.identity, "servers": servers}
+    on = f" on {', '.join(servers)}" if servers else ""
+    _told(arguments, found, f"Pair {pair.number} {done} ({pair.aligner.identity}{on}).")
+
+
+def _urls(event: Event | None) -> list[str]:
+    return list(event.servers.urls) if event and event.servers else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Row, Table, func, insert, select
 
 from bootstrap.errors import RegistryError
 from bootstrap.registry.tables import EVENTS, PAIRS, VERSIONS
-from bootstrap.registry.values import KINDS, Event, FileRecord, Kind, PairVersion, Version
+from bootstrap.registry.values import KINDS, Event, FileRecord, Kind, PairVersion, Servers, Version
 
 ALIASES = ("champion", "previous", "challenger")
 SEE_LIST = "See what it holds:  aligner-bootstrap registry list"
@@ -96,8 +97,40 @@ class Catalogue:
     def events(self, connection: Connection) -> Iterator[Event]:
         """Every promotion and rollback, oldest first."""
         for row in connection.execute(select(EVENTS).order_by(EVENTS.c.id)).all():
-            pair = self.pair(connection, row.pair)
-            yield Event(action=row.action, pair=pair, time=datetime.fromisoformat(row.time))
+            yield self._event(connection, row)
+
+    def head(self, connection: Connection) -> Event | None:
+        """The event that made the served pair, or None."""
+        row = head(connection)
+        return None if row is None else self._event(connection, row)
+
+    def last(self, connection: Connection) -> Event:
+        """The event that made the served pair, where one was surely recorded."""
+        return self._event(connection, connection.execute(_NEWEST_EVENT).one())
+
+    def before(self, connection: Connection) -> Event:
+        """The event that a rollback returns to.
+
+        Raises:
+            RegistryError: there is none.
+        """
+        served = self.head(connection)
+        if served is None or served.back is None:
+            raise RegistryError(
+                f"There is no pair to go back to in {self.home}: {named(served)} is served and none was before.\n"
+                "See the versions and the history:  aligner-bootstrap registry list"
+            )
+        return self._event(connection, connection.execute(select(EVENTS).where(EVENTS.c.id == served.back)).one())
+
+    def _event(self, connection: Connection, row: Row[Any]) -> Event:
+        return Event(
+            number=row.id,
+            action=row.action,
+            pair=self.pair(connection, row.pair),
+            time=datetime.fromisoformat(row.time),
+            back=row.back,
+            servers=row.servers and Servers(urls=tuple(row.servers["urls"]), home=row.servers["home"]),
+        )
 
     def _version(self, row: Row[Any]) -> Version:
         return Version(
@@ -128,11 +161,6 @@ def head(connection: Connection) -> Row[Any] | None:
     return connection.execute(_NEWEST_EVENT).one_or_none()
 
 
-def last(connection: Connection) -> Row[Any]:
-    """The event that made the served pair, where one was surely recorded."""
-    return connection.execute(_NEWEST_EVENT).one()
-
-
 def aliases(connection: Connection) -> dict[str, int]:
     """The numbers of the pairs that have a name, by it. They follow from the events, so nothing can contradict them."""
     named: dict[str, int] = {}
@@ -151,9 +179,17 @@ def add_pair(connection: Connection, row: Mapping[str, Any]) -> int:
     return _insert(connection, PAIRS, {**row, "created": now()})
 
 
-def add_event(connection: Connection, action: str, pair: int, *, back: int | None) -> int:
+def add_event(
+    connection: Connection, action: str, pair: PairVersion, *, back: int | None, servers: Servers | None
+) -> int:
     """Adds a change of the served pair and returns its id; `back` is the event that a rollback returns to."""
-    return _insert(connection, EVENTS, {"action": action, "pair": pair, "back": back, "time": now()})
+    row = {"action": action, "pair": pair.number, "back": back, "time": now(), "servers": servers and asdict(servers)}
+    return _insert(connection, EVENTS, row)
+
+
+def named(served: Event | None) -> str:
+    """The pair of the newest event, as a sentence names it."""
+    return f"pair {served.pair.number}" if served else "no pair"
 
 
 def next_number(connection: Connection, kind: Kind, parent: Path) -> int:

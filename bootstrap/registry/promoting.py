@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection
 
 from bootstrap.errors import RegistryError
 from bootstrap.registry import catalogue, folders
 from bootstrap.registry.catalogue import SEE_LIST, Catalogue
-from bootstrap.registry.tables import EVENTS
-from bootstrap.registry.values import PairVersion, Version
+from bootstrap.registry.values import Event, PairVersion, Servers, Version
 
 
 class Unchecked(Enum):
@@ -50,33 +49,28 @@ def registered(connection: Connection, shelves: Catalogue, pair: PairVersion) ->
     return shelves.pair(connection, pair.number).number
 
 
-def promotion(connection: Connection, pair: PairVersion, served: Row[Any] | None) -> int:
+def promotion(connection: Connection, pair: PairVersion, servers: Servers | None, served: Event | None) -> int:
     """Serves a pair after what the event `served` serves."""
     check_weights(pair)
     _check_unchanged(pair)
-    return catalogue.add_event(connection, "promote", pair.number, back=served.id if served else None)
+    back = served.number if served else None
+    return catalogue.add_event(connection, "promote", pair, back=back, servers=servers)
 
 
 def rollback(connection: Connection, shelves: Catalogue) -> int:
     """Serves what was served before the present pair was promoted."""
-    served = catalogue.head(connection)
-    if served is None or served.back is None:
-        raise RegistryError(
-            f"There is no pair to go back to in {shelves.home}: {_named(served)} is served and none was before.\n"
-            "See the versions and the history:  aligner-bootstrap registry list"
-        )
-    before = connection.execute(select(EVENTS).where(EVENTS.c.id == served.back)).one()
-    return catalogue.add_event(connection, "rollback", before.pair, back=before.back)
+    before = shelves.before(connection)
+    return catalogue.add_event(connection, "rollback", before.pair, back=before.back, servers=before.servers)
 
 
-def check_expected(expected: Expected, served: Row[Any] | None) -> None:
+def check_expected(expected: Expected, served: Event | None) -> None:
     """Refuses where another pair is served than whoever promotes has measured against."""
     if expected is Unchecked.ANY_PAIR:
         return
-    if (expected and expected.number) != (served and served.pair):
+    if (expected and expected.number) != (served and served.pair.number):
         wanted = f"pair {expected.number}" if expected else "none"
         raise RegistryError(
-            f"{_named(served)} is served and {wanted} was expected: another round or a rollback came first. Nothing was "
+            f"{catalogue.named(served)} is served and {wanted} was expected: another round or a rollback came first. Nothing was "
             "promoted.\nSee what happened:  aligner-bootstrap registry list\nThen start again:  aligner-bootstrap round run"
         )
 
@@ -106,7 +100,3 @@ def _check_unchanged(pair: PairVersion) -> None:
                 f"changed in {version.path}; the served pair is as it was.\n"
                 "See all of it:  aligner-bootstrap registry verify"
             )
-
-
-def _named(served: Row[Any] | None) -> str:
-    return f"pair {served.pair}" if served else "no pair"

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aligner_chain.serving import FILE_NAME
 from aligner_chain.serving import SCHEMA as SERVED_SCHEMA
 from bootstrap.files import replace_file, write_synced
-from bootstrap.registry.values import PairVersion
+from bootstrap.registry.values import Event
 
 UNFINISHED = ".new-"
 
@@ -32,33 +32,34 @@ class Publication:
         finally:
             staged.unlink(missing_ok=True)
 
-    def write(self, staged: Path, pair: PairVersion) -> None:
-        """Writes what serves a pair under another name, and waits for the disk."""
-        write_synced(staged, _content(pair))
+    def write(self, staged: Path, event: Event) -> None:
+        """Writes what serves an event's pair under another name, and waits for the disk."""
+        write_synced(staged, _content(event))
 
     def publish(self, staged: Path) -> None:
         """Serves what was written: in one step, for good."""
         replace_file(self._path, staged)
 
-    def found(
-        self, pair: PairVersion, earlier: Iterator[PairVersion]
-    ) -> Literal["current", "missing", "old", "edited"]:
-        """What the file is where `pair` should be served and those of `earlier` once were."""
+    def found(self, event: Event, earlier: Iterator[Event]) -> Literal["current", "missing", "old", "edited"]:
+        """What the file is where the pair of `event` should be served and those of `earlier` once were."""
         try:
             text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return "missing"
         except UnicodeDecodeError:
             return "edited"
-        if text == _content(pair):
+        if text == _content(event):
             return "current"
         return "old" if any(text == _content(one) for one in earlier) else "edited"
 
 
-def _content(pair: PairVersion) -> str:
+def _content(event: Event) -> str:
     """The text of `served.json`; paths are relative, so that a home can be moved."""
-    entries = {
-        name: version and {"identity": version.identity, "path": f"{version.kind}/{version.number}"}
+    pair, servers = event.pair, event.servers
+    entries: dict[str, dict[str, Any] | None] = {
+        name: {"identity": version.identity, "path": f"{version.kind}/{version.number}"} if version else None
         for name, version in (("upstream", pair.upstream), ("aligner", pair.aligner))
     }
+    if servers is not None and (aligner := entries["aligner"]) is not None:
+        aligner["server"] = {"urls": list(servers.urls), "model": pair.aligner.identity}
     return json.dumps({"schema": SERVED_SCHEMA, "pair": str(pair.number), **entries}, indent=1) + "\n"

@@ -21,7 +21,7 @@ from bootstrap.registry.catalogue import SEE_LIST, Catalogue
 from bootstrap.registry.opening import open_database
 from bootstrap.registry.promoting import Expected, Unchecked, check_expected, check_weights
 from bootstrap.registry.publishing import Publication
-from bootstrap.registry.values import Collected, Event, Kind, PairVersion, Synced, Verified, Version
+from bootstrap.registry.values import Collected, Event, Kind, PairVersion, Servers, Synced, Verified, Version
 
 GRACE_S = 3600.0
 """How long a process may go on reading weights that are not served any more, in seconds."""
@@ -158,7 +158,15 @@ class Registry:
             return self._catalogue.pairs(connection)
 
     @overload
-    def promote(self, pair: PairVersion, /, *, expected: Expected = ..., fence: Fence | None = ...) -> PairVersion: ...
+    def promote(
+        self,
+        pair: PairVersion,
+        /,
+        *,
+        expected: Expected = ...,
+        fence: Fence | None = ...,
+        servers: Servers | None = ...,
+    ) -> PairVersion: ...
 
     @overload
     def promote(
@@ -170,6 +178,7 @@ class Registry:
         figures: Mapping[str, Any],
         expected: Expected = ...,
         fence: Fence | None = ...,
+        servers: Servers | None = ...,
     ) -> PairVersion: ...
 
     def promote(
@@ -181,6 +190,7 @@ class Registry:
         figures: Mapping[str, Any] | None = None,
         expected: Expected = Unchecked.ANY_PAIR,
         fence: Fence | None = None,
+        servers: Servers | None = None,
     ) -> PairVersion:
         """Serves a pair from now on, its upstream and its Aligner together.
 
@@ -193,6 +203,8 @@ class Registry:
             figures: what they were promoted on, as JSON.
             expected: the pair that must be served until now (None: none). Default: whichever is.
             fence: is asked in the transaction that promotes.
+            servers: run the Aligner already; nobody looks here whether they do (`bootstrap.rollout` does). None: each
+                application loads it.
 
         Raises:
             RegistryError: a version is not in this registry or not as it was saved (files are missing or of another
@@ -203,9 +215,13 @@ class Registry:
         def record(connection: Connection) -> int:
             if fence is not None:
                 fence.check(connection)
-            before = catalogue.head(connection)
-            if isinstance(pair, PairVersion) and before is not None and before.pair == pair.number:
-                return int(before.id)
+            before = self._catalogue.head(connection)
+            if (
+                isinstance(pair, PairVersion)
+                and before
+                and (before.pair.number, before.servers) == (pair.number, servers)
+            ):
+                return before.number
             check_expected(expected, before)
             if isinstance(pair, PairVersion):
                 number = promoting.registered(connection, self._catalogue, pair)
@@ -213,26 +229,46 @@ class Registry:
                 raise TypeError("promote takes a registered pair, or an upstream, an Aligner and their figures")
             else:
                 number = promoting.register(connection, self._catalogue, pair, aligner, figures)
-            return promoting.promotion(connection, self._catalogue.pair(connection, number), before)
+            return promoting.promotion(connection, self._catalogue.pair(connection, number), servers, before)
 
         return self._serve(record)
 
     def served(self) -> PairVersion | None:
         """The pair that is served, or None where none was ever promoted."""
-        with self._database.read() as connection:
-            head = catalogue.head(connection)
-            return self._catalogue.pair(connection, head.pair) if head else None
+        event = self.event()
+        return event.pair if event else None
 
-    def rollback(self, *, fence: Fence | None = None) -> PairVersion:
-        """Serves again what was served before the present pair was promoted; called again, what was before that.
+    def event(self) -> Event | None:
+        """The promotion or rollback that made what is served, or None where nothing ever was."""
+        with self._database.read() as connection:
+            return self._catalogue.head(connection)
+
+    def event_before(self) -> Event:
+        """What a rollback returns to.
 
         Raises:
-            RegistryError: there is no such pair, or its weights are gone.
+            RegistryError: there is no such pair.
+        """
+        with self._database.read() as connection:
+            return self._catalogue.before(connection)
+
+    def rollback(self, *, expected: Expected = Unchecked.ANY_PAIR, fence: Fence | None = None) -> PairVersion:
+        """Serves again what was served before the present pair was promoted; called again, what was before that.
+
+        Where its Aligner ran on servers, nobody looks here whether it still does (`bootstrap.rollout` does).
+
+        Args:
+            expected: the pair that must be served until now. Default: whichever is.
+            fence: is asked in the transaction that goes back.
+
+        Raises:
+            RegistryError: there is no such pair, its weights are gone, or another pair than `expected` is served.
         """
 
         def record(connection: Connection) -> int:
             if fence is not None:
                 fence.check(connection)
+            check_expected(expected, self._catalogue.head(connection))
             return promoting.rollback(connection, self._catalogue)
 
         return self._serve(record)
@@ -256,10 +292,10 @@ class Registry:
             if synced.pair is None or synced.found == "current" or synced.gone:
                 return synced
             with self._publication.staged() as staged, self._database.write() as connection:
-                pair = self._catalogue.pair(connection, catalogue.last(connection).pair)
-                self._publication.write(staged, pair)
+                event = self._catalogue.last(connection)
+                self._publication.write(staged, event)
                 self._publication.publish(staged)
-        return replace(synced, pair=pair, written=True)
+        return replace(synced, pair=event.pair, written=True)
 
     def collect_garbage(self, keep: int = 3, *, dry_run: bool = False, grace_s: float = GRACE_S) -> Collected:
         """Removes the weights of versions that nobody uses. Their rows stay, so that no number is given twice.
@@ -297,21 +333,20 @@ class Registry:
         with folders.explaining_disk(self.home, problem), self._publication.staged() as staged:
             with self._database.write() as connection:
                 event = record(connection)
-                pair = self._catalogue.pair(connection, catalogue.last(connection).pair)
-                check_weights(pair)
-                self._publication.write(staged, pair)  # before the commit: a full disk must stop it here
+                served = self._catalogue.last(connection)
+                check_weights(served.pair)
+                self._publication.write(staged, served)  # before the commit: a full disk must stop it here
             # Again a writer's lock: of several promotions at once the last to be committed must be the one published.
             with self._database.write() as connection:
-                if catalogue.last(connection).id == event:
+                if self._catalogue.last(connection).number == event:
                     self._publication.publish(staged)
-        return pair
+        return served.pair
 
     def _compare(self, connection: Connection) -> Synced:
         """How `served.json` is, beside what the database says."""
-        head = catalogue.head(connection)
-        if head is None:
+        event = self._catalogue.head(connection)
+        if event is None:
             return Synced(found="unrecorded", written=False, pair=None)
-        pair = self._catalogue.pair(connection, head.pair)
-        earlier = (event.pair for event in self._catalogue.events(connection))
-        gone = tuple(version.identity for version in pair.versions if not version.path.is_dir())
-        return Synced(found=self._publication.found(pair, earlier), written=False, pair=pair, gone=gone)
+        found = self._publication.found(event, self._catalogue.events(connection))
+        gone = tuple(version.identity for version in event.pair.versions if not version.path.is_dir())
+        return Synced(found=found, written=False, pair=event.pair, gone=gone)

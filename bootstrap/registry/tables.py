@@ -39,6 +39,8 @@ EVENTS = Table(
     Column("pair", Integer, nullable=False),
     Column("back", Integer),
     Column("time", Text, nullable=False),
+    # the servers that the Aligner runs on; NULL where each application loads it
+    Column("servers", JSON(none_as_null=True)),
 )
 # One row for each round. `fire_key` names what started it and is there once: two processes cannot start the same round.
 ROUNDS = Table(

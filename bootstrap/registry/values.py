@@ -62,12 +62,31 @@ class PairVersion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Event:
-    """One change of what is served: what was done, when (UTC), and the pair that was served from then on."""
+class Servers:
+    """The model servers that run an Aligner under its `name@version`: their addresses, and the registry's folder there."""
 
+    urls: tuple[str, ...]
+    home: str
+
+    def folder(self, version: Version) -> str:
+        """The folder of a version as the servers see it."""
+        return f"{self.home.rstrip('/')}/{version.kind}/{version.number}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One change of what is served: what was done, when (UTC), and the pair that was served from then on.
+
+    `servers` run its Aligner; None: each application loads it. `number` grows with every event, and `back` is the number of
+    the one that a rollback returns to, None where there is none.
+    """
+
+    number: int
     action: Literal["promote", "rollback"]
     pair: PairVersion
     time: datetime
+    back: int | None
+    servers: Servers | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from aligner_chain.checkpoint import read_metadata, write_metadata
 from aligner_chain.errors import CapabilityError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.tradeoff import Tradeoff, measure
+from bootstrap import rollout
 from bootstrap.errors import JudgeError
 from bootstrap.evaluation import (
     GateResult,
@@ -241,11 +242,11 @@ def _better_alone(work: Work, new: Sequence[bool]) -> GateResult:
 
 
 def promote(work: Work, out: Path) -> Result:
-    """Serves the new pair, if the pair that it was compared with still is served."""
+    """Serves the new pair where the one was that it was compared with, if that still is served."""
     pair = register(work)
     served = work.registry.served()
     if served is None or served.number != pair.number:  # else killed right after it was promoted
-        work.registry.promote(pair, expected=work.parent, fence=work.fence)
+        rollout.promote(work.registry, pair, expected=work.parent, fence=work.fence, say=work.say)
     work.say(f"promoted pair {pair.number}: {' with '.join(version.identity for version in pair.versions)}")
     return {"pair": pair.number}
 

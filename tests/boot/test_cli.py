@@ -109,7 +109,7 @@ def test_registry_list_and_rollback(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["registry", "list", *home]) == 0
     assert json.loads(capsys.readouterr().out)["served"] == 2
     assert main(["rollback", *home]) == 0
-    assert json.loads(capsys.readouterr().out) == {"served": 1, "aligner": "aligner@1"}
+    assert json.loads(capsys.readouterr().out) == {"served": 1, "aligner": "aligner@1", "servers": []}
     assert main(["rollback", *home]) == 1
     assert "no pair to go back to" in capsys.readouterr().err
 

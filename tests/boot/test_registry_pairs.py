@@ -357,6 +357,7 @@ def test_an_old_registry_is_upgraded_and_still_rolls_back(either, url):
     with either.database.write() as connection:
         for column in ("files", "removed"):  # as revision 0002 left it
             connection.exec_driver_sql(f"ALTER TABLE versions DROP COLUMN {column}")
+        connection.exec_driver_sql("ALTER TABLE events DROP COLUMN servers")
         connection.exec_driver_sql("UPDATE registry_revision SET version_num = '0002'")
     again = Registry(either.home, url)
     assert again.served().aligner.files is None

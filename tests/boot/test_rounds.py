@@ -8,9 +8,11 @@ from pathlib import Path
 
 import micro
 import pytest
+from completions_server import CompletionsServer
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.engines.base import Sampling
+from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.serving import read_served
@@ -20,8 +22,8 @@ from bootstrap.errors import NotEnoughPairsError, RegistryError, StageError
 from bootstrap.evaluation import GatePolicy
 from bootstrap.judges import RuleJudge
 from bootstrap.measures import Yardstick
-from bootstrap.registry import Registry
-from bootstrap.rounds import STAGE_NAMES, Ledger, RoundConfig, register_start, run_round
+from bootstrap.registry import Registry, Servers
+from bootstrap.rounds import STAGE_NAMES, Ledger, RoundConfig, Rounds, register_start, run_round
 from bootstrap.rounds.aligner_stages import BETTER_ALONE, UPSTREAM_ALONE
 from bootstrap.store import CorrectionStore
 from bootstrap.training import Launcher
@@ -144,6 +146,24 @@ def test_where_only_the_candidate_aligner_is_refused_the_new_upstream_is_served_
     decisions = {gate.name: gate.decision for gate in result.gates}
     assert decisions[UPSTREAM_ALONE] == "promote"
     assert decisions["Aligner on the new upstream"] == "hold"
+
+
+def test_a_round_waits_for_a_server_of_its_aligner_where_the_served_one_is_on_a_server(config: RoundConfig) -> None:
+    collect(config)
+    start, _ = register_start(config)
+    registry = Registry(config.home)
+    engine = HuggingFaceEngine.from_pretrained(start.aligner.path, dtype="float32", device="cpu")
+    with contextlib.closing(engine), CompletionsServer(engine, model=start.aligner.identity) as server:
+        servers = Servers(urls=(server.url,), home=str(registry.home))
+        registry.promote(start, servers=servers)
+        with pytest.raises(StageError, match=r"(?s)aligner@2 is a whole model.*Pair 1 is still served"):
+            run_round(config)
+        assert registry.served() == start
+        registry.promote(registry.pair("challenger"), servers=servers)
+        result = Rounds(config=config).resume()
+    assert result is not None
+    assert (result.status, result.pair) == ("promoted", registry.served())
+    assert registry.served() != start
 
 
 def test_too_few_pairs_train_nothing(config: RoundConfig) -> None:

@@ -222,7 +222,7 @@ def test_a_server_that_fails_again_and_again_is_left_alone_and_looked_at_when_it
 
 
 @pytest.mark.parametrize("outage", [True, False])
-def test_a_server_that_serves_another_model_by_now_is_left_out(
+def test_a_server_without_the_model_is_left_out_until_it_has_it_again(
     outage: bool,
     connect: Any,
     server: CompletionsServer,
@@ -238,9 +238,35 @@ def test_a_server_that_serves_another_model_by_now_is_left_out(
     server.always, server.model = None, "another"
     with caplog.at_level(logging.WARNING):
         deadline = time.monotonic() + 20
+        while "is asked nothing until" not in caplog.text and time.monotonic() < deadline:
+            assert {one.text for one in aligner.correct([ASKED] * 2)} == {"No."}
+        assert f"until it serves the model again: {server.url} serves no model 'aligner', but another" in caplog.text
+        looks, deadline = server.seen.count("/v1/models"), time.monotonic() + 20
+        while server.seen.count("/v1/models") < looks + 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert caplog.text.count("is asked nothing until") == 1, "it is told once, and not at every look"
+    server.model, other.always, answered = "aligner", Fault(status=503), len(server.asked)
+    assert {one.text for one in aligner.correct([ASKED] * 2)} == {"No."}
+    assert len(server.asked) > answered
+
+
+def test_a_server_that_does_less_by_now_is_left_out_for_good(
+    connect: Any,
+    server: CompletionsServer,
+    other: CompletionsServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aligner_chain.engines.server.endpoints.REST_S", 0.01)
+    aligner = connect(server, other)
+    server.always = Fault(status=503)
+    assert {one.text for one in aligner.correct([ASKED] * 8)} == {"No."}
+    server.always, server.dialect = None, Dialect(prompt_logprobs=False)
+    with caplog.at_level(logging.WARNING):
+        deadline = time.monotonic() + 20
         while "is not asked any more" not in caplog.text and time.monotonic() < deadline:
             assert {one.text for one in aligner.correct([ASKED] * 2)} == {"No."}
-    assert f"{server.url} is not asked any more: {server.url} serves no model 'aligner', but another" in caplog.text
+    assert f"{server.url} is not asked any more: {server.url} does less than the other servers" in caplog.text
 
 
 def test_a_server_that_is_away_at_first_joins_later(

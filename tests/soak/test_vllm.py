@@ -1,9 +1,10 @@
-"""A real vLLM on this machine: the same corrections as in process, many streams, a server that is killed, our drafter in it.
+"""A real vLLM on this machine: the same corrections as in process, many streams, a server that is killed, our drafter in it,
+and promotions to it under load.
 
     make vllm-env
     python -m pytest -m soak -s tests/soak/test_vllm.py
 
-`ALIGNER_TEST_VLLM` may name the Python of another environment that has vLLM. Takes some five minutes on two cores.
+`ALIGNER_TEST_VLLM` may name the Python of another environment that has vLLM. Takes some ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -30,6 +34,10 @@ from by_heart import CORRECTED, DOUBTFUL, ENDLESS, FORGED, GOOD, WRONG
 
 from aligner_chain import Aligner, Correction, Exchange
 from aligner_chain.errors import ServerError
+from aligner_chain.shared import ahold, catch_up, following, hold
+from bootstrap import rollout
+from bootstrap.merging import merge_adapter
+from bootstrap.registry import PairVersion, Registry
 
 PYTHON = os.environ.get("ALIGNER_TEST_VLLM", str(Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"))
 pytestmark = [
@@ -46,18 +54,20 @@ DRAFTER = {"method": "custom_class", "model": "aligner_chain.vllm.AnswerDrafter"
 class Server:
     """A vLLM of its own on a free port."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, model: str = "aligner") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        serve = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "aligner"]
+        serve = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", model]
         settings = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port), *options]
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        self.url = f"http://127.0.0.1:{port}/v1"
-        with (folder / f"vllm-{port}.log").open("w") as log:
+        self.url, self.model = f"http://127.0.0.1:{port}/v1", model
+        place = folder.parent  # a version of a registry is not to be written to
+        with (place / f"vllm-{port}.log").open("w") as log:
             self.process = subprocess.Popen(
-                [PYTHON, *serve, *settings], stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True
+                [PYTHON, *serve, *settings], stdout=log, stderr=log, env=environment, cwd=place, start_new_session=True
             )
 
     def wait(self) -> None:
@@ -65,7 +75,7 @@ class Server:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                Aligner.from_server(self.url, model="aligner").close()
+                Aligner.from_server(self.url, model=self.model).close()
             except ServerError:
                 if time.monotonic() > deadline or self.process.poll() is not None:
                     raise
@@ -81,9 +91,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[Server]:
+def serving(folder: Path, *options: str, model: str = "aligner") -> Iterator[Server]:
     """A server that answers, until the block ends."""
-    made = Server(folder, *options)
+    made = Server(folder, *options, model=model)
     try:
         made.wait()
         yield made
@@ -219,7 +229,7 @@ def test_what_goes_ahead_of_a_growing_prompt_is_found_in_the_prefix_cache(
 def test_one_of_two_servers_killed_under_load_loses_no_request(
     folder: Path, drafting: Server, server: Server, here: Aligner
 ) -> None:
-    """Runs last: it kills one of them. The one that is left has the drafter, so the answers come from both kinds."""
+    """Runs last of those that share the servers: it kills one. The one that is left has the drafter, so the answers come from both kinds."""
     expected = {one: told(correction) for one, correction in zip(EXCHANGES, here.correct(EXCHANGES), strict=True)}
     servers = [server.url, drafting.url]
     with closing(Aligner.from_server(servers, model="aligner")) as aligner, ThreadPoolExecutor(8) as pool:
@@ -231,3 +241,132 @@ def test_one_of_two_servers_killed_under_load_loses_no_request(
     assert len(corrections) == 4 * len(EXCHANGES)
     for one in corrections:
         assert told(one) == expected[one.exchange]
+
+
+ADAPTED = {"1": "Within 31 days!", "2": "Within 32 days!"}
+LORA = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setenv("ALIGNER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("ALIGNER_MODEL", raising=False)
+    return Registry(tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("adapters")
+    return {version: by_heart.adapt(place / version, folder, text, version) for version, text in ADAPTED.items()}
+
+
+def registered(registry: Registry, source: Path) -> PairVersion:
+    aligner = registry.add("aligner", lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True), {})
+    return registry.register_pair(None, aligner, figures={})
+
+
+class Applications:
+    """Threads, and streams of one event loop, that ask what is served until the block ends."""
+
+    def __init__(self) -> None:
+        self.corrections: list[Correction] = []
+        self.longest_s = 0.0
+        self._stop, self._pool = threading.Event(), ThreadPoolExecutor(5)
+
+    def __enter__(self) -> Applications:
+        self._running = [self._pool.submit(self._ask) for _ in range(4)]
+        self._running.append(self._pool.submit(asyncio.run, self._read_streams()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for one in self._running:
+            one.result(120)
+
+    def wait_for(self, pair: str, more: int = 40) -> None:
+        """Until so many more answers are of a pair."""
+        deadline, before = time.monotonic() + 120, self.pairs[pair]
+        while self.pairs[pair] < before + more:
+            assert time.monotonic() < deadline, f"pair {pair} does not answer: {self.pairs}"
+            time.sleep(0.05)
+
+    @property
+    def pairs(self) -> Counter[str | None]:
+        return Counter(one.pair for one in list(self.corrections))
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            began = time.monotonic()
+            with hold(None) as aligner:
+                self.corrections += aligner.correct([WRONG] * 4)
+            self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+    async def _read_streams(self) -> None:
+        async def read() -> None:
+            while not self._stop.is_set():
+                async with ahold(None) as aligner:
+                    *pieces, last = [piece async for piece in aligner.astream(WRONG, unchecked=True)]
+                assert "".join(map(str, pieces)) == last.text
+                self.corrections.append(last)
+
+        await asyncio.gather(*(read() for _ in range(8)))
+
+
+def report(what: str, asking: Applications, switches: int) -> None:
+    pairs = ", ".join(f"{count} by pair {pair}" for pair, count in sorted(asking.pairs.items()))
+    sys.stdout.write(
+        f"\n{what}: {len(asking.corrections)} answers ({pairs}), {switches} switches, the longest call took "
+        f"{asking.longest_s:.1f} s\n"
+    )
+
+
+def test_adapters_are_switched_under_load_and_no_request_is_lost(
+    folder: Path, adapters: dict[str, Path], registry: Registry
+) -> None:
+    """With nothing kept, so that an adapter is unloaded while the applications ask, and a rollback loads it again."""
+    expected = {"1": (ADAPTED["1"], "tiny@1"), "2": (ADAPTED["2"], "tiny@2")}
+    first, second = (registered(registry, adapters[version]) for version in ("1", "2"))
+    said, before = list[str](), following()
+    with serving(folder, *LORA, model="base") as one, serving(folder, *LORA, model="base") as other:
+        rollout.promote(registry, first, rollout.Where(urls=(one.url, other.url)))
+        with Applications() as asking:
+            asking.wait_for("1")
+            rollout.promote(registry, second, keep=0, say=said.append)
+            asking.wait_for("2")
+            rollout.rollback(registry)
+            asking.wait_for("1")
+            rollout.promote(registry, second)
+            asking.wait_for("2")
+        assert catch_up(60)
+    report("two vLLMs with adapters", asking, following().switched - before.switched)
+    assert [one for one in asking.corrections if (one.text, one.aligner) != expected[one.pair or ""]] == []
+    assert said == [f"aligner@1 was unloaded from {server.url}" for server in (one, other)]
+    assert (following().switched - before.switched, following().failed) == (3, before.failed)
+
+
+def test_processes_are_switched_under_load_and_no_request_is_lost(
+    folder: Path, adapters: dict[str, Path], registry: Registry, tmp_path: Path
+) -> None:
+    expected = {"1": (CORRECTED[WRONG], "tiny@7"), "2": (ADAPTED["2"], "tiny@2")}
+    merge_adapter(adapters["2"], tmp_path / "merged", base=str(folder))
+    shutil.copy(adapters["2"] / "aligner.json", tmp_path / "merged")
+    first, second = (registered(registry, source) for source in (folder, tmp_path / "merged"))
+    before = following()
+    with (
+        serving(first.aligner.path, model="aligner@1") as old,
+        serving(second.aligner.path, model="aligner@2") as new,
+    ):
+        rollout.promote(registry, first, rollout.Where(urls=(old.url,)))
+        with Applications() as asking:
+            asking.wait_for("1")
+            rollout.promote(registry, second, rollout.Where(urls=(new.url,)))
+            asking.wait_for("2")
+            rollout.rollback(registry)
+            asking.wait_for("1")
+            rollout.promote(registry, second, rollout.Where(urls=(new.url,)))
+            asking.wait_for("2")
+            old.kill()
+            asking.wait_for("2")
+    report("two processes", asking, following().switched - before.switched)
+    assert [one for one in asking.corrections if (one.text, one.aligner) != expected[one.pair or ""]] == []
+    assert (following().switched - before.switched, following().failed) == (3, before.failed)

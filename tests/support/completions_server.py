@@ -1,7 +1,8 @@
 """A server on this machine that speaks `/v1/completions` as vLLM does, over an engine in this process, and fails on demand.
 
 Greedy outputs are those of the engine, so what comes over HTTP can be compared with what the engine gives itself. `Dialect`
-takes away what other servers do not do; `faults` are used up by one completion each.
+takes away what other servers do not do; `faults` are used up by one completion each. Adapters are loaded and unloaded while
+it runs, if the dialect says so, and answer in the words that vLLM 0.32 has for it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import contextlib
 import json
 import socket
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal
 
 from aligner_chain.engines.base import Draft, Generation, Request
@@ -44,6 +48,8 @@ class Dialect:
     stumbles: bool = False
     written_as_ids: bool = True
     prefix_block: int | None = None
+    adapters: bool = False
+    metrics: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,14 @@ class CompletionsServer(ThreadingHTTPServer):
         self.engine, self.model, self.root, self.key = engine, model, root, key
         self.tokenizer: Any = engine.tokenizer
         self.dialect = dialect or Dialect()
+        self.adapters: dict[str, tuple[str, str]] = {}
+        """By its name, the folder of an adapter and what the engine calls it."""
+        self.loads: list[str] = []
+        self.refuses_loads = 0
+        """The status with which it refuses to load an adapter."""
+        self._busy: Counter[str] = Counter()
+        self._seen_busy: dict[str, float] = {}
+        self._counting = threading.Lock()
         self.faults: deque[Fault] = deque()
         self.always: Fault | None = None
         self.asked: list[_Json] = []
@@ -111,6 +125,45 @@ class CompletionsServer(ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
 
+    def load(self, name: str, folder: str) -> None:
+        called = f"{name} {len(self.loads)}"
+        self.engine.load(called, folder)
+        self.adapters[name] = (folder, called)
+        self.loads.append(name)
+
+    @contextmanager
+    def busy(self, name: str) -> Iterator[None]:
+        """Counts a request for an adapter in the metrics."""
+        self._count(name, 1)
+        try:
+            yield
+        finally:
+            self._count(name, -1)
+
+    def told_in_metrics(self) -> str:
+        """The lines that are looked at, in vLLM's form: of the prefix cache and of adapters; "" where there are none."""
+        cache, told = self.dialect.prefix_block, list[str]()
+        if cache is not None:
+            labels = f'block_size="{cache or 16}",enable_prefix_caching="{cache > 0}",engine="0"'
+            told += ["# TYPE vllm:cache_config_info gauge", f"vllm:cache_config_info{{{labels}}} 1.0"]
+        if self.dialect.adapters and self.dialect.metrics:
+            told += self._of_adapters()
+        return "".join(f"{line}\n" for line in told)
+
+    def _of_adapters(self) -> list[str]:
+        """A line stays there for each set of adapters that was ever busy."""
+        lines = [
+            f'vllm:lora_requests_info{{max_lora="2",running_lora_adapters="{names}",waiting_lora_adapters=""}} {at!r}'
+            for names, at in self._seen_busy.items()
+        ]
+        return ["# TYPE vllm:lora_requests_info gauge", *lines]
+
+    def _count(self, name: str, change: int) -> None:
+        with self._counting:
+            if name in self.adapters or self._busy[name]:
+                self._busy[name] += change
+                self._seen_busy[",".join(sorted(one for one, count in self._busy.items() if count))] = time.time()
+
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open.add(request)
         super().process_request(request, client_address)
@@ -132,16 +185,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen.append(self.path)
         if not self._may():
             return
-        if self.path == "/metrics" and (block := self.server.dialect.prefix_block) is not None:
-            labels = f'block_size="{block or 16}",enable_prefix_caching="{block > 0}",engine="0"'
-            self._write(200, f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{labels}}} 1.0\n", {})
+        if self.path == "/metrics" and (told := self.server.told_in_metrics()):
+            self._write(200, told, {"Content-Type": "text/plain"})
             return
         if self.path != "/v1/models" or not self.server.dialect.models:
             self._refuse(404, "Not Found")
             return
         window = self.server.engine.capabilities.window
         card = {"id": self.server.model, "object": "model", "root": self.server.root, "max_model_len": window}
-        self._send(200, {"object": "list", "data": [card]})
+        loaded = [
+            {"id": name, "object": "model", "root": folder, "parent": self.server.model, "max_model_len": None}
+            for name, (folder, _) in self.server.adapters.items()
+        ]
+        self._send(200, {"object": "list", "data": [{**card, "parent": None}, *loaded]})
 
     def do_POST(self) -> None:
         self.server.seen.append(self.path)
@@ -152,7 +208,12 @@ class _Handler(BaseHTTPRequestHandler):
             ids = self.server.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]
             self._send(200, {"tokens": ids, "count": len(ids)})
         elif self.path == "/v1/completions":
-            self._complete(body)
+            with self.server.busy(body["model"]):
+                self._complete(body)
+        elif self.path == "/v1/load_lora_adapter" and self.server.dialect.adapters:
+            self._load(body["lora_name"], body["lora_path"])
+        elif self.path == "/v1/unload_lora_adapter" and self.server.dialect.adapters:
+            self._unload(body["lora_name"])
         else:
             self._refuse(404, "Not Found")
 
@@ -167,6 +228,25 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(401, f"Incorrect API key provided: {self.headers['Authorization']}")
         return False
 
+    def _load(self, name: str, folder: str) -> None:
+        if self.server.refuses_loads:
+            self._refuse(
+                self.server.refuses_loads, "Call to add_lora method failed: rank 64 is greater than max_lora_rank 16"
+            )
+        elif name in self.server.adapters:
+            self._refuse(400, f"The lora adapter '{name}' has already been loaded.")
+        elif not (Path(folder) / "adapter_config.json").exists():
+            self._refuse(404, f"Loading lora {name} failed: No adapter found for <path>")
+        else:
+            self.server.load(name, folder)
+            self._write(200, f"Success: LoRA adapter '{name}' added successfully.", {})
+
+    def _unload(self, name: str) -> None:
+        if self.server.adapters.pop(name, None) is None:
+            self._refuse(404, f"The lora adapter '{name}' cannot be found.")
+        else:
+            self._write(200, f"Success: LoRA adapter '{name}' removed successfully.", {})
+
     def _complete(self, body: _Json) -> None:
         self.server.asked.append(body)
         self.server.answering.set()
@@ -174,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and not fault.cut:
             self._fail(fault)
             return
-        if body["model"] != self.server.model:
+        if body["model"] != self.server.model and body["model"] not in self.server.adapters:
             self._refuse(404, f"The model `{body['model']}` does not exist.")
             return
         if self.server.dialect.stumbles and "logprob_token_ids" in body:
@@ -251,6 +331,7 @@ class _Completion:
 
     def __init__(self, server: CompletionsServer, body: _Json) -> None:
         self._server, self._body, self._dialect = server, body, server.dialect
+        _, self._adapter = server.adapters.get(body["model"], ("", None))
         prompt = body["prompt"]
         self._prompt = tuple(server.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
         self._generation = self._generated()
@@ -279,6 +360,7 @@ class _Completion:
             prompt=self._prompt,
             max_new=self._body["max_tokens"],
             choices=tuple(range(vocabulary)),
+            adapter=self._adapter,
             stop_ids=tuple(self._body.get("stop_token_ids") or ()),
         )
         return self._server.engine.submit([request])[0].result(60)
@@ -324,6 +406,6 @@ class _Completion:
     def _read(self) -> list[_Json | None]:
         first, *rest = self._prompt
         draft = Draft(ids=tuple(rest), spans=((0, 0),) * len(rest))
-        request = Request(key="", prompt=(first,), draft=draft, score_draft=True)
+        request = Request(key="", prompt=(first,), draft=draft, score_draft=True, adapter=self._adapter)
         told = self._server.engine.submit([request])[0].result(60).draft_logprobs or ()
         return [None, *({str(token): {"logprob": value}} for token, value in zip(rest, told, strict=True))]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from aligner_chain.engines.server.wire import ServerOptions
-from aligner_chain.errors import CheckpointError, OverloadedError, ServerError
+from aligner_chain.errors import CheckpointError, ModelNotServedError, OverloadedError, ServerError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -108,12 +108,17 @@ class Endpoints:
 
     async def _until_back(self, endpoint: Endpoint) -> None:
         """Looks at a server until it is as it should be; what comes back may serve another model."""
-        rest = REST_S
+        rest, told = REST_S, False
         while endpoint.away:
             await asyncio.sleep(rest * random.uniform(0.5, 1.0))
             rest = min(2 * rest, LONGEST_REST_S)
             try:
                 await self._check(endpoint)
+            except ModelNotServedError as error:  # an adapter that was loaded while it ran is gone when it starts again
+                if not told:
+                    _log.warning("%s is asked nothing until it serves the model again: %s", endpoint.url, error)
+                told = True
+                continue
             except CheckpointError as error:
                 endpoint.refused = error
                 _log.warning("%s is not asked any more: %s", endpoint.url, error)

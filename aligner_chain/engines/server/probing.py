@@ -10,7 +10,7 @@ from typing import Any
 from aligner_chain.engines.server.completions import Abilities, Answer, Json, Question
 from aligner_chain.engines.server.tokenizing import FastTokenizer
 from aligner_chain.engines.server.wire import Wire
-from aligner_chain.errors import ServerError, ServerMismatchError
+from aligner_chain.errors import ModelNotServedError, ServerError, ServerMismatchError
 from aligner_chain.exchange import Exchange
 from aligner_chain.templates import SPECIAL_TOKENS, CorrectionTemplate, Rendered
 
@@ -33,17 +33,18 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What a server says of a model: its window, and the folder or hub id that it was loaded from."""
+    """What a server says of a model: its window, the folder or hub id that it was loaded from, and if it is an adapter."""
 
     model: str
     window: int | None = None
     root: str | None = None
+    adapter: bool = False
 
 
 async def card(wire: Wire, url: str, model: str) -> Card:
     """What `/v1/models` says of the model; a server without that list is taken at its word.
 
-    Raises `ServerMismatchError` where it serves other models only, and `ServerError` where it cannot be asked.
+    Raises `ModelNotServedError` where it serves other models only, and `ServerError` where it cannot be asked.
     """
     try:
         said = await wire.get(f"{url}/models")
@@ -60,15 +61,18 @@ async def card(wire: Wire, url: str, model: str) -> Card:
     if not known:
         return Card(model=model)
     if model not in known:
-        raise ServerMismatchError(
+        raise ModelNotServedError(
             f"{url} serves no model {model!r}, but {', '.join(sorted(known))}. Pass one of these as model=, or name it when "
             f"the server is started:  vllm serve FOLDER --served-model-name {model}"
         )
-    window, root = known[model].get("max_model_len"), known[model].get("root")
+    # vLLM tells the window of an adapter in the row of the model that it is loaded on.
+    base = known.get(str(known[model].get("parent")), {})
+    window, root = known[model].get("max_model_len") or base.get("max_model_len"), known[model].get("root")
     return Card(
         model=model,
         window=window if isinstance(window, int) else None,
         root=root if isinstance(root, str) else None,
+        adapter=known[model].get("parent") is not None,
     )
 
 
@@ -84,16 +88,20 @@ async def prefix_block(wire: Wire, url: str) -> int:
 
 
 async def abilities(
-    wire: Wire, url: str, model: str, template: CorrectionTemplate, tokenizer: FastTokenizer
+    wire: Wire, url: str, told: Card, template: CorrectionTemplate, tokenizer: FastTokenizer
 ) -> Abilities:
     """What the server does, found out with a few requests of one token; and that its model is meant for the template.
+
+    Of an adapter no log-probabilities of the prompt are asked for: vLLM reckons them with the adapters of other rows
+    (vllm-project/vllm#16668), and on a CPU it ends where such a request meets another one in a batch.
 
     Raises `ServerMismatchError` for another tokenizer, or a model that does not follow the template, and `ServerError`
     where it cannot be asked.
     """
+    model = told.model
     await _require_same_tokenizer(wire, url, model, tokenizer)
     rendered = template.render(PROBE, tokenizer, window=None)
-    can, answer = await _asked(wire, url, model, rendered, tokenizer)
+    can, answer = await _asked(wire, url, model, rendered, tokenizer, _wishes(read=not told.adapter))
     if template.verdict and answer.ids and answer.ids[0] not in rendered.choices:
         [wrote] = tokenizer.convert_ids_to_tokens(answer.ids[:1])
         raise ServerMismatchError(
@@ -126,12 +134,12 @@ async def _require_same_tokenizer(wire: Wire, url: str, model: str, tokenizer: F
 
 
 async def _asked(
-    wire: Wire, url: str, model: str, rendered: Rendered, tokenizer: FastTokenizer
+    wire: Wire, url: str, model: str, rendered: Rendered, tokenizer: FastTokenizer, wishes: Sequence[Abilities]
 ) -> tuple[Abilities, Answer]:
     """Asks for everything, and for ever less where that is refused. Raises the last refusal where nothing is taken."""
     refusal: ServerError | None = None
     found: tuple[Abilities, Answer] | None = None
-    for wish in _wishes():
+    for wish in wishes:
         text = None if wish.ids_in else str(tokenizer.backend_tokenizer.decode(list(rendered.prompt)))
         wanted = _unlikely(rendered) if wish.named else rendered.choices or rendered.draft.ids[:1]
         question = Question(prompt=rendered.prompt, max_new=1, wanted=wanted, read=wish.prompt_logprobs)
@@ -161,14 +169,14 @@ async def _said(wire: Wire, url: str, body: Json, refusal: ServerError | None) -
         return await wire.post(url, body)
 
 
-def _wishes() -> list[Abilities]:
-    """From everything to the least."""
+def _wishes(*, read: bool) -> list[Abilities]:
+    """From everything to the least; without `read` nothing of the prompt."""
     # What tells of any token by name is vLLM: beside a server that does not, it is asked for its likeliest ones as well.
     all_of_it = Abilities(ids_in=True, logprobs=MOST_LOGPROBS[0], named=True, prompt_logprobs=True, extras=True)
     unnamed = [replace(all_of_it, named=False, logprobs=most) for most in MOST_LOGPROBS]
     unread = [replace(one, prompt_logprobs=False) for one in (all_of_it, *unnamed)]
     plain = [Abilities(ids_in=ids, logprobs=most) for ids in (True, False) for most in (*MOST_LOGPROBS, 0)]
-    return [all_of_it, *unnamed, *unread, *plain]
+    return [*([all_of_it, *unnamed] if read else []), *unread, *plain]
 
 
 def _unlikely(rendered: Rendered) -> tuple[int, ...]:

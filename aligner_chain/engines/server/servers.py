@@ -142,8 +142,8 @@ class Servers:
         return answer
 
     async def _look(self, url: str) -> Abilities:
-        await card(self.wire, url, self.model)
-        return await abilities(self.wire, url, self.model, self.checkpoint.template, self.checkpoint.tokenizer)
+        told = await card(self.wire, url, self.model)
+        return await abilities(self.wire, url, told, self.checkpoint.template, self.checkpoint.tokenizer)
 
     async def _check(self, endpoint: Endpoint) -> None:
         """Looks at a server that was away. Raises `ServerMismatchError` for one that does less than the others."""

@@ -86,19 +86,17 @@ class Wire:
         """The JSON at an address. Raises `ServerError`."""
         return _json(await self.text(url))
 
-    async def text(self, url: str) -> str:
-        """The text at an address. Raises `ServerError`."""
-        async with self._gate(url):
-            response = await self._open().get(url)
-            self._require_good(response)
-            return response.text
-
     async def post(self, url: str, body: Json) -> Any:
         """The JSON that answers a body. Raises `ServerError`."""
+        return _json(await self.text(url, body))
+
+    async def text(self, url: str, body: Json | None = None) -> str:
+        """The text at an address, or that answers a body. Raises `ServerError`."""
         async with self._gate(url):
-            response = await self._open().post(url, json=body)
+            client = self._open()
+            response = await (client.get(url) if body is None else client.post(url, json=body))
             self._require_good(response)
-            return _json(response.text)
+            return response.text
 
     @asynccontextmanager
     async def events(self, url: str, body: Json) -> AsyncIterator[AsyncIterator[Any]]:
