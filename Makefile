@@ -49,7 +49,7 @@ clients-env: .venv-clients/ready
 
 # Each needs the small trained home of its quick demo, made once (a minute and a half) and kept until `make clean`.
 notebooks: demo-quick/figures.json demo-quick-rag/figures.json
-	ALIGNER_HOME=$(CURDIR)/demo-quick/home $(QUIET) $(OFFLINE) $(BIN)/python notebooks/execute.py notebooks/01_*.ipynb notebooks/03_*.ipynb
+	ALIGNER_HOME=$(CURDIR)/demo-quick/home $(QUIET) $(OFFLINE) $(BIN)/python notebooks/execute.py notebooks/01_*.ipynb notebooks/03_*.ipynb notebooks/04_*.ipynb
 	ALIGNER_HOME=$(CURDIR)/demo-quick-rag/home $(QUIET) $(OFFLINE) $(BIN)/python notebooks/execute.py notebooks/02_*.ipynb
 
 demo-quick/figures.json: | $(READY)
