@@ -10,13 +10,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
 from aligner_chain.templates import SPECIAL_TOKENS, CorrectionTemplate, encode, get_template, prepare_tokenizer
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs import Triple
-from bootstrap.sft import Row, TrainingSettings, train_rows
+from bootstrap.sft import Row, TrainingSettings, merged, tune_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -30,6 +31,11 @@ class AlignerTrainingSettings:
     """The two stages, the template, and whether adapters are trained (`lora`: arguments of PEFT's `LoraConfig`).
 
     `asked_share` is the share of rows whose prompt names criteria, so that they can be chosen with each request.
+    `quantized` "4bit" trains adapters on a base that is loaded in NF4 (QLoRA, arXiv 2305.14314); it needs CUDA and
+    bitsandbytes. `memory_check` refuses a training whose estimate exceeds the memory that is free.
+
+    Raises:
+        ConfigurationError: quantised weights are to be trained themselves.
     """
 
     warm_up: TrainingSettings | None = field(default_factory=lambda: TrainingSettings(epochs=1.0))
@@ -38,6 +44,31 @@ class AlignerTrainingSettings:
     lora: Any = None
     asked_share: float = 0.0
     seed: int = 0
+    quantized: Literal["4bit"] | None = None
+    memory_check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.quantized not in (None, "4bit"):
+            raise ConfigurationError(f'quantized is {self.quantized!r}; it can be "4bit" or left out.')
+        if self.quantized and not self.lora:
+            raise ConfigurationError(
+                "Quantized weights cannot be trained themselves: give lora, or leave quantized out."
+            )
+
+    @property
+    def stages(self) -> dict[str, TrainingSettings]:
+        """The trainings by the names of their work folders, in their order."""
+        found = {"warm-up": self.warm_up, "correction": self.correction}
+        return {name: stage for name, stage in found.items() if stage is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignerRows:
+    """The rows of each stage, by its name; the share of right answers, and what was dropped, by reason."""
+
+    stages: dict[str, list[Row]]
+    keep_share: float
+    dropped: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +96,56 @@ def train_aligner(
     Raises:
         TrainingDataError: no triple is left after the ones that do not fit the model's window were dropped.
     """
-    template = get_template(settings.template)
-    window = int(model.config.max_position_embeddings)
-    rng = random.Random(settings.seed)
+    rows = aligner_rows(tokenizer, triples, int(model.config.max_position_embeddings), settings)
+    return train_stages(model, tokenizer, rows, workdir, settings, progress=progress, resume=resume)
+
+
+def train_stages(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: AlignerRows,
+    workdir: Path,
+    settings: AlignerTrainingSettings,
+    *,
+    progress: bool = False,
+    resume: bool = False,
+) -> AlignerTraining:
+    """The second half of `train_aligner`, for who has the rows already.
+
+    Adapters are trained through both stages and merged at the end, unless the weights below them are quantised.
+    """
+    adapters, tuned = _adapters(settings), model
+    for name, stage in settings.stages.items():
+        tuned = tune_rows(
+            tuned,
+            tokenizer,
+            rows.stages[name],
+            workdir / name,
+            stage,
+            peft_config=adapters,
+            progress=progress,
+            resume=resume,
+        )
+        adapters = None  # it has them now
+    return AlignerTraining(
+        model=tuned if settings.quantized else merged(tuned),
+        rows=len(rows.stages["correction"]),
+        keep_share=rows.keep_share,
+        dropped=rows.dropped,
+    )
+
+
+def aligner_rows(
+    tokenizer: PreTrainedTokenizerFast, triples: Sequence[Triple], window: int, settings: AlignerTrainingSettings
+) -> AlignerRows:
+    """What both stages are trained on, the same for the same arguments; rows of more than `window` tokens are dropped.
+
+    The tokenizer must hold the template's special tokens.
+
+    Raises:
+        TrainingDataError: no row is left.
+    """
+    template, rng = get_template(settings.template), random.Random(settings.seed)
     balanced = naming_criteria(balance(triples, rng), settings.asked_share, rng)
     rows, too_long = correction_rows(template, tokenizer, balanced, window)
     if not rows:
@@ -75,13 +153,14 @@ def train_aligner(
             f"None of {len(triples)} rows fits the model's window of {window} tokens; use a base with a longer one."
         )
         raise TrainingDataError(message)
+    stages = {"correction": rows}
     if settings.warm_up is not None:
-        warm, _ = warm_up_rows(template, tokenizer, balanced, window)
-        model = _stage(model, tokenizer, warm, workdir / "warm-up", settings.warm_up, settings, progress, resume)
-    model = _stage(model, tokenizer, rows, workdir / "correction", settings.correction, settings, progress, resume)
-    keep = sum(triple.correction is None for triple in balanced) / len(balanced)
-    dropped = {"too long": too_long, "to balance": len(triples) - len(balanced)}
-    return AlignerTraining(model=model, rows=len(rows), keep_share=keep, dropped=dropped)
+        stages["warm-up"], _ = warm_up_rows(template, tokenizer, balanced, window)
+    return AlignerRows(
+        stages=stages,
+        keep_share=sum(triple.correction is None for triple in balanced) / len(balanced),
+        dropped={"too long": too_long, "to balance": len(triples) - len(balanced)},
+    )
 
 
 def balance(triples: Sequence[Triple], rng: random.Random) -> list[Triple]:
@@ -169,20 +248,10 @@ def _fitting(prompt: tuple[int, ...], output: tuple[int, ...], window: int) -> R
     return Row(prompt=prompt, output=output) if len(prompt) + len(output) <= window else None
 
 
-def _stage(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Sequence[Row],
-    workdir: Path,
-    stage: TrainingSettings,
-    settings: AlignerTrainingSettings,
-    progress: bool,
-    resume: bool,
-) -> PreTrainedModel:
+def _adapters(settings: AlignerTrainingSettings) -> Any:
     from peft import LoraConfig
 
-    lora = LoraConfig(**settings.lora) if settings.lora else None
-    return train_rows(model, tokenizer, rows, workdir, stage, peft_config=lora, progress=progress, resume=resume)
+    return LoraConfig(**settings.lora) if settings.lora else None
 
 
 def add_template_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:

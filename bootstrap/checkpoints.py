@@ -11,13 +11,13 @@ from pathlib import Path
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def newest_checkpoint(workdir: Path) -> Path | None:
-    """The newest whole checkpoint in a trainer's folder that is not its end, None without one.
+def newest_checkpoint(workdir: Path, processes: int = 1) -> Path | None:
+    """The newest whole checkpoint of so many processes in a trainer's folder that is not its end, None without one.
 
     Broken ones that are newer are deleted. One at the end is passed over: a trainer that goes on from it makes a step more.
     """
     for folder in sorted(_checkpoints(workdir), key=_step, reverse=True):
-        if checkpoint_problem(folder) is None:
+        if checkpoint_problem(folder, processes) is None:
             if _is_at_end(folder):
                 continue
             return folder
@@ -26,7 +26,7 @@ def newest_checkpoint(workdir: Path) -> Path | None:
     return None
 
 
-def checkpoint_problem(folder: Path) -> str | None:
+def checkpoint_problem(folder: Path, processes: int = 1) -> str | None:
     """What is wrong with a checkpoint, None where it is whole: state, weights, optimiser, schedule and random numbers."""
     try:
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def checkpoint_problem(folder: Path) -> str | None:
         return f"trainer_state.json cannot be read: {error}"
     if not isinstance(state, dict) or state.get("global_step") != _step(folder):
         return "trainer_state.json is of another step"
-    return _weights_problem(folder) or _files_problem(folder)
+    return _weights_problem(folder) or _files_problem(folder, processes)
 
 
 def _is_at_end(folder: Path) -> bool:
@@ -58,7 +58,7 @@ def _weights_problem(folder: Path) -> str | None:
     return None
 
 
-def _files_problem(folder: Path) -> str | None:
+def _files_problem(folder: Path, processes: int) -> str | None:
     divided = bool([*folder.glob("optimizer_*"), *folder.glob("global_step*")])
     for pattern in ("scheduler.pt", "rng_state*.pth", *(() if divided else ("optimizer.*",))):
         files = list(folder.glob(pattern))
@@ -67,6 +67,9 @@ def _files_problem(folder: Path) -> str | None:
         # PyTorch writes zip archives, whose directory comes last.
         if broken := [file.name for file in files if not zipfile.is_zipfile(file)]:
             return f"{broken[0]} is cut short"
+    # Each process writes its own, and none waits for the others.
+    if (found := len([*folder.glob("rng_state*.pth")])) != processes:
+        return f"it has random numbers of {found} processes, not of {processes}"
     return None
 
 

@@ -20,7 +20,8 @@ from bootstrap.pairs import read_triples
 from bootstrap.pairs.reading import read_answered
 from bootstrap.rounds import RoundConfig
 from bootstrap.sft import TrainingSettings
-from bootstrap.training import Launcher
+from bootstrap.training import CONFIGURATIONS, Launcher
+from bootstrap.training.presets import preset
 from bootstrap.upstream import DPOSettings
 
 Settings = TypeVar("Settings")
@@ -59,7 +60,10 @@ criterion_margin = 0.02           # so much may each criterion lose, as a share
 [launcher]
 timeout_s = 86400                 # optional: after so long a training is ended
 # processes = 4                   # one for each GPU
-# config = "fsdp.yaml"            # of `accelerate config`: FSDP or DeepSpeed
+# config = "fsdp2"                # or ddp, zero3, two_nodes, or a file of `accelerate config`
+
+[aligner]
+# preset = "7b-lora"              # in the place of the tables below: 0.5b, 2b, 3b, 7b, 13b and full, lora or qlora
 
 [aligner.warm_up]
 epochs = 1
@@ -118,6 +122,7 @@ def _rows(values: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path, rows: Mapping[str, Any]) -> RoundConfig:
+    launcher = _launcher(folder, values.get("launcher", {}))
     return RoundConfig(
         **{name: folder / values[name] for name in _PATHS if name in values},
         store=_url_or_path(folder, values["store"]),
@@ -130,9 +135,9 @@ def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path, 
         preference=loaded.get("preference"),
         answering=_answering(values.get("answering", {})),
         dpo=_settings(DPOSettings, values.get("dpo", {}), "[dpo]"),
-        aligner=_aligner(values.get("aligner", {})),
+        aligner=_aligner(values.get("aligner", {}), launcher),
         policy=_settings(GatePolicy, values.get("policy", {}), "[policy]"),
-        launcher=_launcher(folder, values.get("launcher", {})),
+        launcher=launcher,
     )
 
 
@@ -152,8 +157,9 @@ def _url_or_path(folder: Path, value: str) -> str:
 
 
 def _launcher(folder: Path, values: Mapping[str, Any]) -> Launcher:
-    """How trainings are started; a relative path is relative to the file."""
-    known = {**values, "config": folder / values["config"]} if "config" in values else values
+    """How trainings are started; a configuration is one of ours by its name, or a path relative to the file."""
+    named = values.get("config", "")
+    known = values if named in ("", *CONFIGURATIONS) else {**values, "config": folder / named}
     return _settings(Launcher, known, "[launcher]")
 
 
@@ -174,13 +180,19 @@ def _answering(values: Mapping[str, Any]) -> Answering:
     return Answering(sampling=sampling, max_new=values.get("max_new", 512))
 
 
-def _aligner(values: Mapping[str, Any]) -> AlignerTrainingSettings:
+def _aligner(values: Mapping[str, Any], launcher: Launcher) -> AlignerTrainingSettings:
+    """The settings of the table, in the place of those of the preset that it may name."""
     stages = {
         name: _settings(TrainingSettings, values[name], f"[aligner.{name}]")
         for name in ("warm_up", "correction")
         if isinstance(values.get(name), Mapping)
     }
-    return _settings(AlignerTrainingSettings, {**values, **stages}, "[aligner]")
+    given = {**values, **stages}
+    if "preset" not in given:
+        return _settings(AlignerTrainingSettings, given, "[aligner]")
+    named = preset(str(given.pop("preset"))).settings(processes=launcher.count())
+    known = {one.name: getattr(named, one.name) for one in fields(named)}
+    return _settings(AlignerTrainingSettings, {**known, **given}, "[aligner]")
 
 
 def _settings(make: Callable[..., Settings], values: Mapping[str, Any], where: str) -> Settings:

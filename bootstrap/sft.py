@@ -70,7 +70,26 @@ def train_rows(
     resume: bool = False,
     progress: bool = False,
 ) -> PreTrainedModel:
-    """Trains `model` on `rows` and returns it, adapters merged.
+    """Trains `model` on `rows` and returns it, adapters merged; see `tune_rows`."""
+    return merged(
+        tune_rows(model, tokenizer, rows, workdir, settings, peft_config=peft_config, resume=resume, progress=progress)
+    )
+
+
+def tune_rows(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Row],
+    workdir: Path,
+    settings: TrainingSettings,
+    *,
+    peft_config: PeftConfig | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Any:
+    """Trains `model` on `rows` and returns it, with its adapters where it has any or `peft_config` makes them.
+
+    A model that FSDP or DeepSpeed divides comes back whole.
 
     Args:
         workdir: where checkpoints go; with `resume` the newest of them is taken up again.
@@ -103,7 +122,8 @@ def train_rows(
         processing_class=tokenizer,
         peft_config=peft_config,
     )
-    return merged(run_trainer(trainer, workdir, settings, resume=resume, progress=progress))
+    run_trainer(trainer, workdir, settings, resume=resume, progress=progress)
+    return _unpatched(_whole(trainer, workdir))
 
 
 def run_trainer(trainer: Any, workdir: Path, settings: TrainingSettings, *, resume: bool, progress: bool) -> Any:
@@ -114,7 +134,7 @@ def run_trainer(trainer: Any, workdir: Path, settings: TrainingSettings, *, resu
     Raises:
         TrainingFailedError: the loss is no number any more.
     """
-    checkpoint = newest_checkpoint(workdir) if resume else None
+    checkpoint = newest_checkpoint(workdir, processes()) if resume else None
     show_progress(trainer, progress)
     keep_journal(trainer, workdir / JOURNAL)
     keep_steps(trainer, workdir / STEPS)
@@ -145,17 +165,18 @@ def gathered(trainer: Any) -> Mapping[str, Any] | None:
     return weights
 
 
-def device_batch(settings: TrainingSettings) -> int:
-    """How many rows one process has in memory at once.
+def device_batch(settings: TrainingSettings, together: int | None = None) -> int:
+    """How many rows one process has in memory at once, of `together` processes (None: of those that train now).
 
     Raises:
         ConfigurationError: the rows of a step cannot be divided evenly.
     """
-    parts = settings.accumulate * processes()
+    together = together or processes()
+    parts = settings.accumulate * together
     if parts < 1 or settings.batch % parts or settings.batch < parts:
         message = (
             f"batch is {settings.batch} and cannot be divided into {settings.accumulate} parts (accumulate) for each of "
-            f"{processes()} processes. Make batch a multiple of {max(1, parts)}."
+            f"{together} processes. Make batch a multiple of {max(1, parts)}."
         )
         raise ConfigurationError(message)
     return settings.batch // parts
@@ -221,9 +242,28 @@ def trainer_arguments(workdir: Path, settings: TrainingSettings) -> dict[str, An
 def merged(model: Any) -> PreTrainedModel:
     """The plain model: adapters merged into the weights, if there are any."""
     plain: PreTrainedModel = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    # TRL patches `forward` on the instance for its fused loss, and the patch outlives training.
-    plain.__dict__.pop("forward", None)
+    _unpatched(plain)
     return plain.eval()
+
+
+def _unpatched(model: Any) -> Any:
+    """The model without what trainers put in the place of its `forward`, on the instance, where it outlives them."""
+    inner = model.get_base_model() if hasattr(model, "merge_and_unload") else model
+    for one in (model, inner):
+        one.__dict__.pop("forward", None)
+    return model
+
+
+def _whole(trainer: Any, workdir: Path) -> Any:
+    """The trained model. Where it is divided, its parts are put together on the disk, from which each process reads it."""
+    weights = gathered(trainer)
+    if weights is None:
+        return trainer.model
+    model, folder = trainer.accelerator.unwrap_model(trainer.model), workdir / "whole"
+    if trainer.is_world_process_zero():
+        model.save_pretrained(folder, state_dict=weights)
+    trainer.accelerator.wait_for_everyone()
+    return type(model).from_pretrained(folder)
 
 
 def quiet_network() -> None:
@@ -239,23 +279,29 @@ def show_progress(trainer: Any, shown: bool) -> None:
 
     class Progress(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.started = time.monotonic()
+            self.started, self.begun = time.monotonic(), state.global_step
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 spent = time.monotonic() - self.started
-                left = spent / max(1, state.global_step) * (state.max_steps - state.global_step)
-                line = f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.3f}  {left:.0f} s left"
-                _overwrite(f"  {line:<60}")
+                left = spent / max(1, state.global_step - self.begun) * (state.max_steps - state.global_step)
+                overwrite(progress_line(state.global_step, state.max_steps, float(logs["loss"]), left))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            _overwrite(f"{'':<62}\r")
+            overwrite(f"{'':<62}\r")
 
     trainer.remove_callback(PrinterCallback)
     if shown and sys.stderr.isatty():
         trainer.add_callback(Progress())
 
 
-def _overwrite(line: str) -> None:
+def progress_line(step: int, steps: int, loss: float, left_s: float) -> str:
+    """Where a training is, as wide as the line that is to be overwritten."""
+    line = f"step {step}/{steps}  loss {loss:.3f}  {left_s:.0f} s left"
+    return f"  {line:<60}"
+
+
+def overwrite(line: str) -> None:
+    """Puts a line in the place of the terminal's last one."""
     sys.stderr.write(f"\r{line}")
     sys.stderr.flush()

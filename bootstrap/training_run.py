@@ -1,110 +1,176 @@
-"""One `train-aligner`: a file of rows and a base model in, an Aligner's folder out, resumable."""
+"""One `train-aligner`: a file of rows and a base model in, an Aligner's folder out, resumable, on one device or many."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aligner_chain.checkpoint import AlignerMetadata, write_metadata
+from aligner_chain.checkpoint import read_metadata, write_metadata
+from aligner_chain.engines.loading import local_folder
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.templates import get_template
-from bootstrap.aligner_training import AlignerTraining, AlignerTrainingSettings, add_template_tokens, train_aligner
-from bootstrap.pairs import manifest, read_triples
-from bootstrap.sft import TrainingSettings, quiet_network
-from bootstrap.training import PLAN, claim
+from bootstrap.aligner_training import AlignerTrainingSettings, aligner_rows
+from bootstrap.pairs import read_triples
+from bootstrap.sft import TrainingSettings, device_batch, quiet_network
+from bootstrap.training import Launcher, TrainingJob, join_job, run_job
+from bootstrap.training.estimating import UTILISATION, Estimate, estimate_aligner, matrix_speed
+from bootstrap.training.presets import preset
+from bootstrap.training.worker import aligner_tokenizer, window
 from bootstrap.upstream import LORA
+
+_EPOCHS, _BATCH, _RATE = 3.0, 32, 2e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What to train on, from what, to where."""
+    """What to train on, from what, to where, and on how many devices."""
 
     data: Path
     base: str
     out: Path
     settings: AlignerTrainingSettings
+    launcher: Launcher = field(default_factory=Launcher.here)
     name: str = "aligner"
     licence: str = ""
     resume: bool = False
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> TrainingRun:
-        """The run that the command line describes."""
-        shared = {
-            "steps": arguments.steps,
-            "batch": arguments.batch,
-            "learning_rate": arguments.learning_rate,
-            "seed": arguments.seed,
-            "save_every": arguments.save_every,
-        }
-        warm = arguments.warm_up_epochs
-        settings = AlignerTrainingSettings(
-            warm_up=TrainingSettings(epochs=warm, **shared) if warm else None,
-            correction=TrainingSettings(epochs=arguments.epochs, **shared),
-            template=arguments.template,
-            asked_share=arguments.asked_share,
-            lora={**LORA, "r": arguments.lora, "lora_alpha": 2 * arguments.lora} if arguments.lora else None,
-            seed=arguments.seed,
-        )
-        given = {name: getattr(arguments, name) for name in ("data", "base", "out", "name", "licence", "resume")}
-        return cls(settings=settings, **given)
+        """The run that the command line describes.
 
-    def run(self, *, say: Callable[[str], None], progress: bool = False) -> AlignerTraining:
-        """Trains and saves.
+        Raises:
+            ConfigurationError: there is no such preset or configuration, or the settings do not go together.
+        """
+        launcher = _launcher(arguments)
+        given = {name: getattr(arguments, name) for name in ("data", "base", "out", "name", "licence", "resume")}
+        return cls(settings=_settings(arguments, launcher), launcher=launcher, **given)
+
+    def run(self, *, say: Callable[[str], None], progress: bool = False) -> Mapping[str, Any]:
+        """Trains and saves; returns the figures of the training.
 
         Raises:
             TrainingDataError: the data cannot be trained on.
+            TrainingFailedError: the training crashed, was killed, or ran out of memory.
             ConfigurationError: `out` is not empty, or what is resumed was started with other settings or data.
         """
+        self._require_place()
+        for line in self.plan():
+            say(line)
+        figures = run_job(self._job(), self.launcher, progress=progress)
+        made = read_metadata(self.out)
+        write_metadata(self.out, replace(made, name=self.name, base_model=self.base, licence=self.licence))
+        return figures
+
+    def join(self, machine: int) -> None:
+        """Takes part, as the machine of this rank, in the same run on the machine of rank 0; see `join_job`."""
+        join_job(self._work, self.launcher, machine)
+
+    def plan(self) -> Iterator[str]:
+        """What would be trained, on what, and what it is estimated to take; nothing is written.
+
+        Raises:
+            TrainingDataError: the data cannot be trained on.
+            ConfigurationError: the rows of a step cannot be divided among the processes.
+        """
         quiet_network()
-        template = get_template(self.settings.template)
-        rows = read_triples(self.data)
-        digest = manifest(rows)["sha256"]
-        self._claim(digest)
-        say(f"{len(rows)} rows from {self.data}, base {self.base}")
-        model, tokenizer = self._load()
-        trained = train_aligner(
-            model, tokenizer, rows, self._work, self.settings, progress=progress, resume=self.resume
-        )
-        trained.model.save_pretrained(self.out)
-        tokenizer.save_pretrained(self.out)
-        criteria = tuple(dict.fromkeys(name for row in rows for name in row.criteria))
-        metadata = AlignerMetadata(
-            name=self.name,
-            version=digest[:12],
-            template=template.name,
-            template_text=template.text,
-            criteria=criteria,
-            base_model=self.base,
-            data_sha256=digest,
-            licence=self.licence,
-        )
-        # Last, since its presence makes the folder an Aligner.
-        write_metadata(self.out, metadata)
-        return trained
+        import torch
+
+        get_template(self.settings.template)
+        base, triples, cuda = self._base(), read_triples(self.data), torch.cuda.is_available()
+        together = self.launcher.count()
+        rows = aligner_rows(aligner_tokenizer(base, self.settings), triples, window(base), self.settings)
+        yield f"{len(triples)} rows from {self.data}, base {self.base}"
+        for name, stage in self.settings.stages.items():
+            yield f"{name}: {_stage_line(stage, device_batch(stage, together), together)}"
+        yield f"trained: {_method_line(self.settings)}; dropped: {rows.dropped}"
+        shards = together if self.launcher.divides() else 1
+        found = estimate_aligner(base, rows, self.settings, cuda=cuda, shards=shards, together=together)
+        yield f"memory of each device, estimated: {found.memory}"
+        yield _time_line(found, matrix_speed(cuda=cuda), together, cuda=cuda)
 
     @property
     def _work(self) -> Path:
-        return self.out / "work"
+        return self.out.with_name(f"{self.out.name}.work")
 
-    def _claim(self, digest: str) -> None:
-        """Refuses to overwrite, and to resume with other settings: the trainer itself would go on silently."""
-        wanted = {"base": self.base, "data_sha256": digest, "settings": self.settings}
-        resumed = self.resume and (self._work / PLAN).exists()
-        if not resumed and self.out.exists() and any(self.out.iterdir()):
-            message = f"{self.out} is not empty. Name a new folder with --out, or go on with --resume."
-            raise ConfigurationError(message)
-        claim(self._work, wanted)
+    def _base(self) -> Path:
+        return local_folder(self.base)
 
-    def _load(self) -> tuple[Any, Any]:
-        from aligner_chain.engines.loading import load
+    def _job(self) -> TrainingJob:
+        return TrainingJob(
+            kind="aligner", base=self._base(), data=self.data, work=self._work, out=self.out, settings=self.settings
+        )
 
-        model, tokenizer = load(self.base, revision=None, device="auto", dtype="float32")
-        if self.settings.template == "aligner-chain/1":
-            add_template_tokens(model, tokenizer)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return model, tokenizer
+    def _require_place(self) -> None:
+        """Refuses to overwrite; a run that is to go on finds the work folder of the one before."""
+        if self.out.is_dir() and not any(self.out.iterdir()):
+            self.out.rmdir()
+        if not self.resume and (found := [path for path in (self.out, self._work) if path.exists()]):
+            raise ConfigurationError(
+                f"{found[0]} is there already. Name a new folder with --out, or go on with --resume."
+            )
+
+
+def _launcher(arguments: argparse.Namespace) -> Launcher:
+    """In this process where nothing is named and there is no GPU: starting another takes longer than tiny models do."""
+    import torch
+
+    named = {"processes": arguments.processes, "config": arguments.accelerate, "main_address": arguments.main_address}
+    if any(value is not None for value in named.values()) or torch.cuda.is_available():
+        return Launcher(**named)
+    return Launcher.here()
+
+
+def _settings(arguments: argparse.Namespace, launcher: Launcher) -> AlignerTrainingSettings:
+    """The preset's, where there is one, with what was typed in the place of its values."""
+    typed = {
+        "epochs": arguments.epochs,
+        "batch": arguments.batch,
+        "learning_rate": arguments.learning_rate,
+        "accumulate": arguments.accumulate,
+    }
+    shared = {name: value for name, value in typed.items() if value is not None}
+    shared |= {"steps": arguments.steps, "seed": arguments.seed, "save_every": arguments.save_every}
+    if arguments.preset:
+        found = preset(arguments.preset).settings(processes=launcher.count(), **shared)
+    else:
+        stage = TrainingSettings(**{"epochs": _EPOCHS, "batch": _BATCH, "learning_rate": _RATE, **shared})
+        found = AlignerTrainingSettings(correction=stage, warm_up=stage)
+    warm, rank = arguments.warm_up_epochs, arguments.lora
+    adapters = {**(found.lora or LORA), "r": rank, "lora_alpha": 2 * rank} if rank else found.lora
+    return replace(
+        found,
+        warm_up=replace(found.correction, epochs=warm) if warm else None,
+        template=arguments.template,
+        asked_share=arguments.asked_share,
+        lora=adapters,
+        seed=arguments.seed,
+    )
+
+
+def _stage_line(stage: TrainingSettings, at_once: int, together: int) -> str:
+    passes = f"{stage.steps} steps" if stage.steps > 0 else f"{stage.epochs:g} passes"
+    return (
+        f"{passes} of {stage.batch} rows a step ({together} processes, {stage.accumulate} times {at_once} rows each), "
+        f"rate {stage.learning_rate:g}, {dict(stage.extra)}"
+    )
+
+
+def _method_line(settings: AlignerTrainingSettings) -> str:
+    if not settings.lora:
+        return "all weights, in fp32"
+    base = "in four bits" if settings.quantized else "as it is stored"
+    return f"adapters {dict(settings.lora)}, the base {base}"
+
+
+def _time_line(found: Estimate, speed: float, together: int, *, cuda: bool) -> str:
+    """A CPU is shared by the processes, and a GPU is not."""
+    seconds = found.seconds(speed * (together if cuda else 1))
+    hours = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+    return (
+        f"time, estimated: {hours} for {sum(found.steps.values())} steps and {found.tokens:,} tokens, if each "
+        f"{'GPU' if cuda else 'CPU'} is like this one, which multiplies matrices at {speed / 1e12:.2g} TFLOP/s, and "
+        f"training reaches {UTILISATION:.0%} of that"
+    )

@@ -8,8 +8,21 @@ settings or versions are others than when it began.
 
 from __future__ import annotations
 
+from bootstrap.training.configurations import CONFIGURATIONS, configuration
 from bootstrap.training.jobs import TrainingJob
-from bootstrap.training.launching import Launcher, run_job
+from bootstrap.training.launching import Launcher, join_job, run_job
 from bootstrap.training.plans import PLAN, as_json, claim, fingerprint, versions
 
-__all__ = ["PLAN", "Launcher", "TrainingJob", "as_json", "claim", "fingerprint", "run_job", "versions"]
+__all__ = [
+    "CONFIGURATIONS",
+    "PLAN",
+    "Launcher",
+    "TrainingJob",
+    "as_json",
+    "claim",
+    "configuration",
+    "fingerprint",
+    "join_job",
+    "run_job",
+    "versions",
+]

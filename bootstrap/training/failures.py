@@ -35,9 +35,9 @@ def failed_here(job: TrainingJob, error: Exception) -> TrainingFailedError:
     return _failure(job, describe(error))
 
 
-def failed_process(job: TrainingJob, status: int) -> TrainingFailedError:
-    """The failure of a training in a process that ended with `status`, negative for a signal."""
-    tail = last_lines(job.work / LOG)
+def failed_process(job: TrainingJob, status: int, log: Path) -> TrainingFailedError:
+    """The failure of a training in processes that wrote to `log`, ended with `status`, negative for a signal."""
+    tail = last_lines(log)
     try:
         found = json.loads((job.work / ERROR).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -50,7 +50,7 @@ def failed_process(job: TrainingJob, status: int) -> TrainingFailedError:
     what = f"its process was ended by {name}" if name else f"its process ended with exit status {status}"
     if name == "SIGKILL":
         what += ", which is what the kernel does where memory runs out, or somebody killed it (see dmesg)"
-    way = f"{_AGAIN} {_LESS_MEMORY if memory else f'All it said is in {job.work / LOG}.'}"
+    way = f"{_AGAIN} {_LESS_MEMORY if memory else f'All it said is in {log}.'}"
     message = f"Training the {job.kind} failed: {what}.\nIts last lines:\n{_indented(tail)}\n{way}"
     return TrainingFailedError(message, status=status, signal=name, out_of_memory=memory)
 

@@ -22,6 +22,8 @@ Settings = TypeVar("Settings")
 JOB, FIGURES, ERROR, LOG = "job.json", "figures.json", "error.json", "worker.log"
 LIFELINE = "ALIGNER_TRAINING_LIFELINE"
 """Set in the worker's environment where its standard input ends when the caller does."""
+PROCESSES = "ALIGNER_TRAINING_PROCESSES"
+"""In the worker's environment, how many processes should be training together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ It ends with its caller: the caller holds the other end of its standard input, w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,20 +16,25 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aligner_chain.checkpoint import FILE, AlignerMetadata, read_metadata, write_metadata
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.templates import get_template
-from bootstrap.aligner_training import AlignerTrainingSettings, add_template_tokens, train_aligner
+from aligner_chain.templates import get_template, prepare_tokenizer
+from bootstrap.aligner_training import AlignerTrainingSettings, add_template_tokens, aligner_rows, train_stages
 from bootstrap.files import replace_file, sync_tree, write_synced
 from bootstrap.journal import JOURNAL, STEPS, attempts, done_again, read_lines
 from bootstrap.pairs import Triple, manifest, read_pairs, read_triples
-from bootstrap.sft import quiet_network, shards
+from bootstrap.sft import merged, processes, quiet_network, shards
+from bootstrap.training.estimating import estimate_aligner
 from bootstrap.training.failures import describe
-from bootstrap.training.jobs import ERROR, FIGURES, LIFELINE, TrainingJob
-from bootstrap.upstream import DPOSettings, save_model, select_rows, train_selected
+from bootstrap.training.jobs import ERROR, FIGURES, LIFELINE, PROCESSES, TrainingJob
+from bootstrap.upstream import DPOSettings, check_memory, save_model, select_rows, train_selected
+from bootstrap.upstream.loading import quantisation, weights_dtype
 from bootstrap.upstream.training import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def main(arguments: list[str]) -> int:
@@ -37,19 +43,22 @@ def main(arguments: list[str]) -> int:
         threading.Thread(target=_end_with_caller, name="lifeline", daemon=True).start()
     job = TrainingJob.read(Path(arguments[0]))
     try:
+        _require_company()
         train(job)
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller must be told
         traceback.print_exc()
-        if _first():
-            write_synced(job.work / ERROR, json.dumps(describe(error)))
+        _tell(job.work / ERROR, error)
         return 1
     return 0
 
 
-def train(job: TrainingJob) -> dict[str, Any]:
+def train(job: TrainingJob, *, progress: bool = False) -> dict[str, Any]:
     """Trains, from the newest whole checkpoint on, and puts the model at `job.out`; returns the figures of it.
 
-    The model is written beside its place, synced and then renamed, after `figures.json` in the work folder.
+    `progress` shows a line on the terminal.
+
+    The model is written beside its place, synced and then renamed, after `figures.json` in the work folder. Of several
+    processes the first one writes, and the others return nothing: what it writes may not be there yet to be read.
     """
     quiet_network()
     started = time.monotonic()
@@ -57,24 +66,36 @@ def train(job: TrainingJob) -> dict[str, Any]:
     if _first():
         shutil.rmtree(part, ignore_errors=True)
     figures = (
-        _train_upstream(job, job.settings, part) if isinstance(job.settings, DPOSettings) else _train_aligner(job, part)
+        _train_upstream(job, job.settings, part, progress=progress)
+        if isinstance(job.settings, DPOSettings)
+        else _train_aligner(job, part, progress=progress)
     )
+    if not _first():
+        return {}
     figures = {**figures, **_trainings(job.work), "seconds": round(time.monotonic() - started, 3)}
-    if _first():
-        sync_tree(part)
-        staged = job.work / f"{FIGURES}.new"
-        write_synced(staged, json.dumps(figures, indent=1))
-        replace_file(job.work / FIGURES, staged)
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(job.out, part)
+    sync_tree(part)
+    staged = job.work / f"{FIGURES}.new"
+    write_synced(staged, json.dumps(figures, indent=1))
+    replace_file(job.work / FIGURES, staged)
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(job.out, part)
     return figures
 
 
-def _train_upstream(job: TrainingJob, settings: DPOSettings, part: Path) -> dict[str, Any]:
+def _train_upstream(job: TrainingJob, settings: DPOSettings, part: Path, *, progress: bool) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.base)
     replay = read_pairs(job.replay) if job.replay else ()
     selection = select_rows(tokenizer, read_pairs(job.data), settings, replay=replay)
-    trained = train_selected(job.base, tokenizer, selection, job.work / "dpo", settings, parent=job.parent, resume=True)
+    trained = train_selected(
+        job.base,
+        tokenizer,
+        selection,
+        job.work / "dpo",
+        settings,
+        parent=job.parent,
+        progress=progress,
+        resume=True,
+    )
     if _first():
         save_model(trained.model, job.base, part, weights=trained.weights)
     return {
@@ -85,28 +106,66 @@ def _train_upstream(job: TrainingJob, settings: DPOSettings, part: Path) -> dict
     }
 
 
-def _train_aligner(job: TrainingJob, part: Path) -> dict[str, Any]:
-    if shards() > 1:
+def _train_aligner(job: TrainingJob, part: Path, *, progress: bool) -> dict[str, Any]:
+    settings = job.settings
+    if not isinstance(settings, AlignerTrainingSettings):
+        raise ConfigurationError(f"An aligner is not trained with {type(settings).__name__}.")
+    if settings.lora and shards() > 1:
         message = (
-            "An Aligner's adapters are merged into its weights, which FSDP and DeepSpeed would divide. Train it with a "
-            "launcher without them; several processes are fine."
+            "Adapters are merged into the Aligner's weights, which FSDP and DeepSpeed would divide. Train adapters with "
+            'config = "ddp", where each GPU has the frozen weights, or all weights: lora = false, or a preset such as 7b-full.'
         )
         raise ConfigurationError(message)
-    if not isinstance(job.settings, AlignerTrainingSettings):
-        raise ConfigurationError(f"An aligner is not trained with {type(job.settings).__name__}.")
-    from transformers import AutoModelForCausalLM
-
-    rows = read_triples(job.data)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(job.base), load_tokenizer(job.base)
-    if job.settings.template == "aligner-chain/1":
-        add_template_tokens(model, tokenizer)
-    trained = train_aligner(model, tokenizer, rows, job.work, job.settings, resume=True)
+    triples, tokenizer = read_triples(job.data), aligner_tokenizer(job.base, settings)
+    rows = aligner_rows(tokenizer, triples, window(job.base), settings)
+    if settings.memory_check:
+        cuda = _on_gpu()
+        check_memory(estimate_aligner(job.base, rows, settings, cuda=cuda, shards=shards()).memory, cuda=cuda)
+    model = _aligner_base(job.base, settings, quantized=bool(settings.quantized))
+    trained = train_stages(model, tokenizer, rows, job.work, settings, resume=True, progress=progress)
     if _first():
-        trained.model.save_pretrained(part)
+        model = _onto_whole_weights(trained.model, job, settings) if settings.quantized else trained.model
+        model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         # Last, since its presence makes the folder an Aligner.
-        write_metadata(part, _metadata(job, job.settings, rows))
+        write_metadata(part, _metadata(job, settings, triples))
     return {"rows": trained.rows, "keep_share": trained.keep_share, "dropped": dict(trained.dropped)}
+
+
+def aligner_tokenizer(base: Path, settings: AlignerTrainingSettings) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base as its Aligner will have it, with the tokens of our own template."""
+    tokenizer = load_tokenizer(base)
+    if settings.template == "aligner-chain/1":
+        prepare_tokenizer(tokenizer)
+    return tokenizer
+
+
+def window(base: Path) -> int:
+    """The most tokens that a model reads."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(base).get_text_config().max_position_embeddings)
+
+
+def _aligner_base(base: Path, settings: AlignerTrainingSettings, *, quantized: bool) -> Any:
+    """The model to start from, with the tokens of the template."""
+    from transformers import AutoModelForCausalLM
+
+    how = quantisation() if quantized else {"dtype": weights_dtype(trained=not settings.lora)}
+    model = AutoModelForCausalLM.from_pretrained(base, **how)
+    if settings.template == "aligner-chain/1":
+        add_template_tokens(model, load_tokenizer(base))
+    return model
+
+
+def _onto_whole_weights(adapted: Any, job: TrainingJob, settings: AlignerTrainingSettings) -> Any:
+    """The adapters of a quantised base, merged into its weights as they are stored: four bits would round them away."""
+    from peft import PeftModel
+
+    folder = job.work / "adapter"
+    adapted.save_pretrained(folder)
+    base = _aligner_base(job.base, settings, quantized=False)
+    return merged(PeftModel.from_pretrained(base, folder))
 
 
 def _metadata(job: TrainingJob, settings: AlignerTrainingSettings, rows: list[Triple]) -> AlignerMetadata:
@@ -144,6 +203,35 @@ def _trainings(work: Path) -> dict[str, Any]:
             "again": done_again(tries),
         }
     return {"trainings": found}
+
+
+def _require_company() -> None:
+    """Refuses to train with other processes than were asked for: each would take its batches for a part of the whole.
+
+    `accelerate launch --cpu --num_processes 2`, as does a configuration of MULTI_CPU, starts one process where there is no
+    mpirun, and says nothing.
+    """
+    wanted, found = int(os.environ.get(PROCESSES, processes())), processes()
+    if wanted != found:
+        message = (
+            f"{wanted} processes should train together, and accelerate started {found}. Its --cpu starts one; leave it out "
+            'and take config = "ddp", which takes CPUs too, or set processes to what the configuration starts.'
+        )
+        raise ConfigurationError(message)
+
+
+def _tell(path: Path, error: Exception) -> None:
+    """Writes down the first error of any process: it is the cause, and the others fail because that one is gone."""
+    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(describe(error)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _first() -> bool:

@@ -82,12 +82,20 @@ def _load(folder: Path, settings: DPOSettings) -> PreTrainedModel:
 
     if not folder.is_dir():
         raise ConfigurationError(f"There is no model folder {folder}. Give a folder with config.json and the weights.")
-    how = _quantisation() if settings.quantized else {}
+    how = quantisation() if settings.quantized else {"dtype": weights_dtype(trained=settings.lora is None)}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **how)
     return model
 
 
-def _quantisation() -> dict[str, Any]:
+def weights_dtype(*, trained: bool) -> str:
+    """How a model's weights are held in a training: in fp32 where they are trained themselves, else as they are stored.
+
+    In bf16 a step of 2e-5 is lost on a weight above 0.01, since it is less than half of the distance to the next number.
+    """
+    return "float32" if trained else "auto"
+
+
+def quantisation() -> dict[str, Any]:
     """How the weights are loaded in NF4 on the GPU of this process (Dettmers et al. 2023, arXiv 2305.14314)."""
     import torch
     from transformers import BitsAndBytesConfig

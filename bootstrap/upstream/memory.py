@@ -1,13 +1,14 @@
 """How much memory a training will take, known before it starts, from `config.json` and the settings alone.
 
 It is an estimate: activations follow Korthikanti et al. 2022 (arXiv 2205.05198, section 4) without the attention matrix,
-which fused attention never keeps; the logits exist in tiles only, as TRL's fused head makes them. What the interpreter and
-the libraries take themselves is not part of it.
+which fused attention never keeps; the logits exist in tiles only, as TRL's fused head makes them. On the CPU the interpreter
+and the libraries are part of it; on a GPU what CUDA takes for itself is not. `benchmarks/memory.py` compares it with what
+trainings took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 _NF4_BYTES = 0.5 + 4 / 64  # four bits for a weight, and a scale of fp32 for each 64 of them
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768  # of TRL's fused head
-_TILES = 3  # logits, their gradient, and what is exchanged between them
+_TILES_CUDA = 3  # logits, their gradient, and what is exchanged between them
+_TILES_CPU = 9  # there each operation of the gradient makes one more
+_PROGRAM = (
+    540 * 2**20
+)  # an interpreter with torch, transformers, datasets and TRL, and what a first step leaves of its own
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -36,6 +41,7 @@ class MemoryEstimate:
     optimiser: int
     activations: int
     logits: int
+    program: int
 
     @property
     def total(self) -> int:
@@ -43,10 +49,12 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         parts = sorted(asdict(self).items(), key=lambda part: -part[1])
-        return f"{_gib(self.total)} ({', '.join(f'{name} {_gib(size)}' for name, size in parts if size)})"
+        return f"{gib(self.total)} ({', '.join(f'{name} {gib(size)}' for name, size in parts if size)})"
 
 
-def estimate_memory(base: Path, settings: DPOSettings, *, longest: int, cuda: bool, shards: int = 1) -> MemoryEstimate:
+def estimate_memory(
+    base: Path, settings: DPOSettings, *, longest: int, cuda: bool, shards: int = 1, together: int | None = None
+) -> MemoryEstimate:
     """What a training by preferences takes on each device.
 
     Args:
@@ -56,33 +64,73 @@ def estimate_memory(base: Path, settings: DPOSettings, *, longest: int, cuda: bo
         cuda: whether it trains on a GPU: in bf16, with activations made again instead of kept.
         shards: over how many devices weights, gradients and optimiser states are divided (FSDP, ZeRO-3); 1 where each
             has all of them.
+        together: how many processes divide a batch; None takes those that train now.
+    """
+    full = settings.lora is None
+    return estimate_memory_of(
+        base,
+        lora=settings.lora,
+        quantized=bool(settings.quantized),
+        # Each row is two answers; the reference is run on them too, and keeps nothing.
+        tokens=2 * device_batch(settings, together) * longest,
+        references=int(full or settings.start == "anchor"),
+        adapters=1 + int(not full and settings.start == "continue"),  # a frozen copy of the parent's is the reference
+        checkpointed=bool(settings.extra.get("gradient_checkpointing", cuda)),
+        cuda=cuda,
+        shards=shards,
+    )
+
+
+def estimate_memory_of(
+    base: Path,
+    *,
+    lora: Mapping[str, Any] | None,
+    quantized: bool,
+    tokens: int,
+    cuda: bool,
+    checkpointed: bool,
+    shards: int = 1,
+    references: int = 0,
+    adapters: int = 1,
+) -> MemoryEstimate:
+    """What a training takes on each device that has `tokens` tokens in memory at once.
+
+    Args:
+        base: a model folder; its `config.json` is read and no weight.
+        lora: the adapters that are trained; None trains all weights, which are held in fp32.
+        quantized: whether the frozen weights are in four bits.
+        tokens: of all rows that are run through the model together.
+        cuda: whether it trains on a GPU, in bf16.
+        checkpointed: whether activations are made again instead of kept.
+        shards: over how many devices the model is divided.
+        references: how many more models of the same size are there to compare with.
+        adapters: how many adapters there are, of which one is trained.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base)
     model = _skeleton(config)
-    width = (config.dtype or _default_dtype()).itemsize
     all_weights = sum(parameter.numel() for parameter in model.parameters())
-    linear = sum(one.weight.numel() for _, one in _linears(model))
-    adapter = _adapter_weights(model, settings)
-    trained, trained_width = (adapter, 4) if settings.lora is not None else (all_weights, width)
+    adapter = _adapter_weights(model, lora)
+    trained = all_weights if lora is None else adapter
+    width = 4 if lora is None else (config.dtype or _default_dtype()).itemsize
     weights = all_weights * width
-    if settings.quantized:
+    if quantized:
+        linear = sum(one.weight.numel() for _, one in _linears(model))
         weights = int((all_weights - linear) * width + linear * _NF4_BYTES)
-    copies = int(settings.lora is None or settings.start == "anchor")
-    if settings.lora is not None and settings.start == "continue":
-        adapter *= 2  # a frozen copy of the parent's is the reference
     text = config.get_text_config()
-    # Each row is two answers; the reference is run on them too, and keeps nothing.
-    tokens = 2 * device_batch(settings) * longest
     return MemoryEstimate(
         weights=weights // shards,
-        reference=copies * weights // shards,
-        adapter=4 * adapter // shards,
-        gradients=trained * trained_width // shards,
-        optimiser=2 * trained * trained_width // shards,
-        activations=tokens * _activation_numbers(text, checkpointed=cuda) * (2 if cuda else 4),
-        logits=_TILES * 4 * min(tokens, _TILE_TOKENS) * min(text.vocab_size, _TILE_WORDS),
+        reference=references * weights // shards,
+        adapter=adapters * 4 * adapter // shards,
+        gradients=4 * trained // shards,
+        optimiser=8 * trained // shards,
+        activations=tokens * _activation_numbers(text, checkpointed=checkpointed) * (2 if cuda else 4),
+        logits=(_TILES_CUDA if cuda else _TILES_CPU)
+        * 4
+        * min(tokens, _TILE_TOKENS)
+        * min(text.vocab_size, _TILE_WORDS),
+        program=0 if cuda else _PROGRAM,
     )
 
 
@@ -93,10 +141,10 @@ def check_memory(estimate: MemoryEstimate, *, cuda: bool) -> None:
         ConfigurationError: the estimate exceeds what the device has free; the message names the ways out.
     """
     free = free_memory(cuda=cuda)
-    if estimate.total <= free:
+    if estimate.total - estimate.program <= free:  # the program is running already
         return
     message = (
-        f"This training needs about {estimate}, and {_gib(free)} are free. Ways out, the cheapest first:\n"
+        f"This training needs about {estimate}, and {gib(free)} are free. Ways out, the cheapest first:\n"
         "  accumulate = 4           the same rows per step, a quarter of them at once\n"
         "  max_length = 1024        leaves out the pairs that are longer\n"
         "  batch = 8                fewer rows per step\n"
@@ -106,6 +154,16 @@ def check_memory(estimate: MemoryEstimate, *, cuda: bool) -> None:
         "It is an estimate. If you know better:  memory_check = false"
     )
     raise ConfigurationError(message)
+
+
+def matrix_weights(base: Path) -> int:
+    """How many weights of a model every token is multiplied with: all but the table of embeddings, which is looked up."""
+    from transformers import AutoConfig
+
+    model: Any = _skeleton(AutoConfig.from_pretrained(base))
+    head = model.get_output_embeddings()
+    layers = sum(int(one.weight.numel()) for _, one in _linears(model))
+    return layers if head is None else layers + int(head.weight.numel())
 
 
 def free_memory(*, cuda: bool) -> int:
@@ -144,10 +202,10 @@ def _linears(model: Any) -> Iterator[tuple[str, Any]]:
     yield from ((name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head)
 
 
-def _adapter_weights(model: Any, settings: DPOSettings) -> int:
-    if settings.lora is None:
+def _adapter_weights(model: Any, lora: Mapping[str, Any] | None) -> int:
+    if lora is None:
         return 0
-    rank, targets = settings.lora.get("r", 8), settings.lora.get("target_modules", "all-linear")
+    rank, targets = lora.get("r", 8), lora.get("target_modules", "all-linear")
     return sum(
         rank * (one.in_features + one.out_features)
         for name, one in _linears(model)
@@ -173,5 +231,6 @@ def _default_dtype() -> Any:
     return torch.float32
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A number of bytes for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

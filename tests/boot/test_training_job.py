@@ -230,16 +230,15 @@ def test_too_little_memory_is_known_by_what_is_said() -> None:
 
 def test_a_launcher_passes_on_what_it_is_given(tmp_path: Path) -> None:
     config = tmp_path / "fsdp.yaml"
-    config.write_text("distributed_type: FSDP\n")
+    config.write_text("distributed_type: FSDP\nnum_processes: 3\n")
     written = tmp_path / "round.toml"
     required = 'store = "s"\nbase_upstream = "u"\nbase_aligner = "a"\njudge = "json:loads"\nverifier = "json:dumps"\n'
     written.write_text(f'{required}[launcher]\nconfig = "fsdp.yaml"\narguments = ["--debug"]\ntimeout_s = 9\n')
     launcher = read_config(written).launcher
     command = launcher.command(tmp_path / "job.json")
-    assert command[3:6] == ["--config_file", str(config), "--debug"]
-    assert "--num_processes" not in command  # the file says how many
+    assert command[3:8] == ["--config_file", str(config), "--num_processes", "3", "--debug"]
     assert launcher.timeout_s == 9
-    for wrong in ({"processes": 0}, {"timeout_s": 0}, {"config": tmp_path / "none.yaml"}):
+    for wrong in ({"processes": 0}, {"timeout_s": 0}, {"config": tmp_path / "none.yaml"}, {"main_address": "host"}):
         with pytest.raises(ConfigurationError):
             Launcher(**wrong)
     written.write_text(f"{required}[launcher]\ngpus = 1\n")
