@@ -23,11 +23,13 @@ def lines(path: Path) -> Iterator[str]:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
 
 
-def parsed(lines: Iterable[str], source: str, read: Callable[[object], T], command: str) -> Iterator[T]:
+def parsed(
+    lines: Iterable[str], source: str, read: Callable[[object], T], command: str, program: str = "aligner-chain"
+) -> Iterator[T]:
     """What `read` makes of each line that is not empty.
 
-    Its `ValueError` and `TypeError` become a `ConfigurationError` that names `source`, the line and the `command` whose
-    help shows the form.
+    Its `ValueError` and `TypeError` become a `ConfigurationError` that names `source`, the line and the `command` of the
+    `program` whose help shows the form.
     """
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -35,7 +37,7 @@ def parsed(lines: Iterable[str], source: str, read: Callable[[object], T], comma
                 yield read(json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ConfigurationError(
-                    f"{source}, line {number}: {error}. `aligner-chain {command} --help` shows the form."
+                    f"{source}, line {number}: {error}. `{program} {command} --help` shows the form."
                 ) from error
 
 

@@ -11,6 +11,7 @@
         ├── TrainingFailedError             a training ended without a model: crashed, killed, out of memory or time
         ├── AnnotationError                 a journal of annotations cannot be used, or a file is in the way
         ├── JudgeError                      a judge cannot be asked, or is not independent of what it judges
+        ├── AnswersError                    an upstream did not answer all the questions it was asked for an evaluation
         ├── ExportError                     training data could not be written, or is not what its manifest says
         ├── NotEnoughPairsError             a round found fewer pairs than it needs
         └── RoundError                      a round cannot be begun, resumed or changed as asked
@@ -78,6 +79,10 @@ class AnnotationError(BootstrapError):
 
 class JudgeError(BootstrapError):
     """A judge or verifier cannot be asked, or it is the very model whose work it should judge."""
+
+
+class AnswersError(BootstrapError):
+    """An upstream did not answer all the questions that it was asked for an evaluation; what it answered is kept."""
 
 
 class ExportError(BootstrapError):

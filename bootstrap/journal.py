@@ -55,7 +55,7 @@ def keep_journal(trainer: Any, path: Path) -> None:
                 )
                 raise TrainingFailedError(message)
             at_ms = time.time_ns() // 1_000_000
-            _append(path, {"step": state.global_step, "steps": state.max_steps, **figures, "at_ms": at_ms})
+            append_line(path, {"step": state.global_step, "steps": state.max_steps, **figures, "at_ms": at_ms})
 
     trainer.add_callback(Journal())
 
@@ -67,11 +67,11 @@ def keep_steps(trainer: Any, path: Path) -> None:
     class Steps(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
-                _append(path, {"from": state.global_step, "steps": state.max_steps})
+                append_line(path, {"from": state.global_step, "steps": state.max_steps})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
-                _append(path, state.global_step)
+                append_line(path, state.global_step)
 
     trainer.add_callback(Steps())
 
@@ -80,7 +80,7 @@ def read_lines(path: Path) -> Iterator[Any]:
     """The values of a file of JSON lines; what a killed process left half written is passed over."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # a text may hold other ends of lines
         try:
             yield json.loads(line)
         except ValueError:
@@ -103,7 +103,7 @@ def done_again(found: Sequence[Attempt]) -> list[int]:
     return [max(0, before.reached - after.begun) for before, after in itertools.pairwise(found)]
 
 
-def _append(path: Path, value: object) -> None:
+def append_line(path: Path, value: object) -> None:
     """Appends a line in one write, on a line of its own whatever an earlier process left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:

@@ -152,10 +152,9 @@ def _settings(arguments: argparse.Namespace, launcher: Launcher) -> AlignerTrain
 
 def _stage_line(stage: TrainingSettings, at_once: int, together: int) -> str:
     passes = f"{stage.steps} steps" if stage.steps > 0 else f"{stage.epochs:g} passes"
-    return (
-        f"{passes} of {stage.batch} rows a step ({together} processes, {stage.accumulate} times {at_once} rows each), "
-        f"rate {stage.learning_rate:g}, {dict(stage.extra)}"
-    )
+    divided = f" ({together} processes, {stage.accumulate} times {at_once} rows each)" if at_once < stage.batch else ""
+    extra = "".join(f", {name} {value}" for name, value in stage.extra.items())
+    return f"{passes} of {stage.batch} rows a step{divided}, rate {stage.learning_rate:g}{extra}"
 
 
 def _method_line(settings: AlignerTrainingSettings) -> str:

@@ -91,17 +91,19 @@ def _results(
 def _result(corrector: Corrector, row: Row) -> Result:
     begun = perf_counter()
     try:
-        text = _only(corrector([row.exchange]))
+        served = _only(corrector([row.exchange]))
     except Exception as error:  # noqa: BLE001  (anybody's code: what it raises belongs to this answer)
         return Result(row=row, text=None, seconds=perf_counter() - begun, error=error)
     seconds = perf_counter() - begun
-    return Result(row=row, text=text, seconds=seconds, findings=_findings(row.exchange, text))
+    text, forwards = (served, 0) if isinstance(served, str) else (served.text, served.usage.forwards)
+    found = _findings(row.exchange, text)
+    return Result(row=row, text=text, seconds=seconds, forwards=forwards, findings=found)
 
 
-def _only(texts: Sequence[str]) -> str:
-    if isinstance(texts, str) or len(texts) != 1 or not isinstance(texts[0], str):
+def _only(served: Sequence[str | Correction]) -> str | Correction:
+    if isinstance(served, str) or len(served) != 1 or not isinstance(served[0], str | Correction):
         raise TypeError("a corrector returns one text for each exchange")
-    return texts[0]
+    return served[0]
 
 
 def _findings(exchange: Exchange, text: str) -> tuple[Finding, ...]:

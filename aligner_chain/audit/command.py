@@ -29,12 +29,12 @@ def lines(
     if arguments.set:
         raise ConfigurationError("--set is for --replay; an audit looks with every check and serves nothing.")
     rows = list(parsed(lines_of(arguments.audit), str(arguments.audit), read, "check"))
-    targets = _targets(arguments.corrector, notice)
+    named = targets(arguments.corrector, notice)
     _require_place_of(arguments.page)
     with ExitStack() as opened:
-        correctors = {name: load(target, opened) for name, target in targets.items()}
+        correctors = {name: load(target, opened) for name, target in named.items()}
         found = audit(correctors, rows, progress=progress)
-    for text in _failures(found):
+    for text in failures(found):
         notice(text)
     if arguments.page is not None:
         arguments.page.write_text(page(found), encoding="utf-8")
@@ -44,8 +44,12 @@ def lines(
         yield from table(found)
 
 
-def _targets(given: Sequence[str], notice: Callable[[str], None]) -> Mapping[str, str]:
-    """The correctors to load by their names: the Aligner that is served first, unless another one is named so."""
+def targets(given: Sequence[str], notice: Callable[[str], None]) -> Mapping[str, str]:
+    """The correctors to load by their names: the Aligner that is served first, unless another one is named so.
+
+    Raises:
+        ConfigurationError: One of `given` is not NAME=TARGET, or there is no corrector at all.
+    """
     named = dict[str, str]()
     for one in given:
         name, sign, target = one.partition("=")
@@ -73,7 +77,8 @@ def _require_place_of(page: Path | None) -> None:
         raise ConfigurationError(f"--page {page} cannot be written: it takes a file in a folder that is there.")
 
 
-def _failures(found: Audit) -> Iterator[str]:
+def failures(found: Audit) -> Iterator[str]:
+    """A line for each corrector that failed on answers."""
     for name, results in found.results.items():
         errors = [one.error for one in results if one.error is not None]
         if errors:

@@ -14,10 +14,10 @@ from typing import Any
 
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.exchange import Exchange
+from aligner_chain.exchange import Correction, Exchange
 
-Corrector = Callable[[Sequence[Exchange]], Sequence[str]]
-"""Exchanges in, for each the text to serve out, in the same order."""
+Corrector = Callable[[Sequence[Exchange]], Sequence[str | Correction]]
+"""Exchanges in, for each the text to serve out, or a correction that holds it, in the same order."""
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -98,7 +98,7 @@ def _imported(target: str) -> object:
 
 
 def _of_aligner(aligner: Aligner) -> Corrector:
-    return lambda exchanges: [one.raise_for_failure().text for one in aligner.correct(exchanges)]
+    return lambda exchanges: [one.raise_for_failure() for one in aligner.correct(exchanges)]
 
 
 def _each(reply: Callable[[Exchange], object]) -> Corrector:

@@ -122,13 +122,15 @@ class Latency:
 class Figures:
     """All of one corrector. A failed answer counts in every `n` but that of the latency: it was neither kept nor changed.
 
-    `failures` holds how often which class of error was raised.
+    `forwards` is the mean number of runs of the corrector's model for an answer, None where it tells of none: a function, or
+    a model somewhere else. `failures` holds how often which class of error was raised.
     """
 
     harm: Harm
     fix: Fix
     edits: Edits
     latency: Latency
+    forwards: float | None
     failures: Mapping[str, int]
 
 
@@ -139,6 +141,7 @@ def figures(results: Sequence[Result]) -> Figures:
         fix=_fix([one for one in results if one.row.needs_nothing is False]),
         edits=_edits(results),
         latency=_latency([one.seconds for one in results if one.error is None]),
+        forwards=_forwards([one.forwards for one in results if one.error is None]),
         failures=dict(Counter(type(one.error).__name__ for one in results if one.error is not None)),
     )
 
@@ -191,6 +194,10 @@ def _latency(seconds: Sequence[float]) -> Latency:
         median_s=_median(later),
         p95_s=later[ceil(0.95 * len(later)) - 1] if later else None,
     )
+
+
+def _forwards(counts: Sequence[int]) -> float | None:
+    return statistics.fmean(counts) if any(counts) else None
 
 
 def _longer(result: Result) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from aligner_chain.audit import Audit
@@ -54,13 +54,24 @@ def damage(audit: Audit) -> list[Line]:
 
 def table(audit: Audit) -> Iterator[str]:
     """The figures as lines for a terminal."""
-    yield f"{'':30}" + "".join(f"{name[: WIDTH - 2]:>{WIDTH}}" for name in audit.correctors)
-    for group in (*groups(audit), Group(title="Answers damaged, by check", lines=damage(audit))):
+    yield from columns(audit.correctors, every_group(audit))
+    yield "Shares with their 95 % intervals: --json or --page FILE."
+
+
+def every_group(audit: Audit) -> Iterator[Group]:
+    """The groups, and last the damage by check."""
+    yield from groups(audit)
+    yield Group(title="Answers damaged, by check", lines=damage(audit))
+
+
+def columns(names: Iterable[str], groups: Iterable[Group]) -> Iterator[str]:
+    """Groups as lines for a terminal, under the names of the correctors."""
+    yield f"{'':30}" + "".join(f"{name[: WIDTH - 2]:>{WIDTH}}" for name in names)
+    for group in groups:
         if group.lines:
             yield group.title
         for line in group.lines:
             yield f"  {line.name:28}" + "".join(f"{cell.text:>{WIDTH}}" for cell in line.cells)
-    yield "Shares with their 95 % intervals: --json or --page FILE."
 
 
 def percent(share: float | None) -> str:
@@ -128,5 +139,6 @@ _LATENCY: Sequence[tuple[str, Callable[[Figures], Cell]]] = (
     ("median", lambda one: _time(one.latency.median_s)),
     ("95th percentile", lambda one: _time(one.latency.p95_s)),
     ("first call", lambda one: _time(one.latency.first_s)),
+    ("forwards, mean", lambda one: Cell(text="–" if one.forwards is None else f"{one.forwards:.1f}")),
     ("failed", _failures),
 )

@@ -12,12 +12,16 @@ from aligner_chain.exchange import Finding
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a corrector made of one answer in `seconds`: a text, or an error. `findings` is the damage in the text."""
+    """What a corrector made of one answer in `seconds`: a text, or an error. `findings` is the damage in the text.
+
+    `forwards` are runs of the corrector's model, 0 where it tells of none.
+    """
 
     row: Row
     text: str | None
     seconds: float
     error: Exception | None = None
+    forwards: int = 0
     findings: tuple[Finding, ...] = ()
 
     @property

@@ -90,8 +90,10 @@ def _annotate(arguments: argparse.Namespace) -> int:
     return EXIT_CODES[report.stopped] or int(report.failed > 0)
 
 
-def load_chat_model(reference: str | None) -> Any:
+def load_chat_model(reference: str | None, option: str = "--model") -> Any:
     """The chat model, or what a factory without arguments makes, that `module:name` names; else a provider's model.
+
+    `option` is where it was named, for the message.
 
     Raises:
         ConfigurationError: there is neither.
@@ -104,9 +106,9 @@ def load_chat_model(reference: str | None) -> Any:
 
     if not reference or ":" not in reference:
         raise ConfigurationError(
-            f"--model {reference or ''} names no model. Write MODULE:NAME, a chat model of LangChain or a function that makes one, "
-            "in this folder or on PYTHONPATH:  --model my_models:strong\n"
-            "or, with the extra agents, PROVIDER:MODEL:  --model openai:gpt-5"
+            f"{option} {reference or ''} names no model. Write MODULE:NAME, a chat model of LangChain or a function that makes one, "
+            f"in this folder or on PYTHONPATH:  {option} my_models:strong\n"
+            f"or, with the extra agents, PROVIDER:MODEL:  {option} openai:gpt-5"
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the model's module lives in the user's folder
@@ -116,7 +118,7 @@ def load_chat_model(reference: str | None) -> Any:
     found = load_callable(reference)
     model = _made(found, reference) if callable(found) and not isinstance(found, Runnable) else found
     if not isinstance(model, Runnable):
-        raise ConfigurationError(f"--model {reference} is {type(model).__name__} and no chat model of LangChain.")
+        raise ConfigurationError(f"{reference} is {type(model).__name__} and no chat model of LangChain.")
     return model
 
 
@@ -126,7 +128,7 @@ def _made(factory: Callable[[], Any], reference: str) -> Any:
     try:
         return factory()
     except Exception as error:  # the user's own code
-        raise ConfigurationError(f"--model {reference} made no model: {type(error).__name__}: {error}.") from error
+        raise ConfigurationError(f"{reference} made no model: {type(error).__name__}: {error}.") from error
 
 
 def _defines(module: str, name: str) -> bool:
@@ -138,7 +140,7 @@ def _defines(module: str, name: str) -> bool:
     except ImportError as error:
         if error.name == module.partition(".")[0] or error.name == module:
             return False
-        raise ConfigurationError(f"--model {module}:{name}: {module} cannot be imported: {error}.") from error
+        raise ConfigurationError(f"{module}:{name}: {module} cannot be imported: {error}.") from error
 
 
 def _of_provider(reference: str) -> Any:
@@ -153,7 +155,7 @@ def _of_provider(reference: str) -> Any:
         return init_chat_model(name, model_provider=module)
     except Exception as error:  # a provider's package raises its own, for a missing key among others
         raise ConfigurationError(
-            f"--model {reference} is neither {name} in a module {module} of this folder nor a model that langchain can make "
+            f"{reference} is neither {name} in a module {module} of this folder nor a model that langchain can make "
             f"({type(error).__name__}: {error})."
         ) from error
 

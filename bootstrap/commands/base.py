@@ -40,6 +40,19 @@ def say_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def load_judge(reference: str) -> Any:
+    """What `module:name` names, in this folder or where modules are found; anything may be a judge.
+
+    Raises:
+        ConfigurationError: there is no such module or name.
+    """
+    from bootstrap.judges import load_callable
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the judge's module lives in the user's folder
+    return load_callable(reference)
+
+
 def existing_store(url: str) -> CorrectionStore:
     """The store at a URL or path that is there already; a mistyped path makes no new one.
 

@@ -1,25 +1,25 @@
-"""`aligner-bootstrap eval`: how far what judges can be trusted."""
+"""`aligner-bootstrap eval`: what correctors are worth, and how far what judges can be trusted."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.commands.base import STORE_HELP, add_command, existing_store, say
+from bootstrap.commands import eval_correctors
+from bootstrap.commands.base import STORE_HELP, add_command, existing_store, load_judge, say
 
 if TYPE_CHECKING:
     from bootstrap.judges import Agreement, HumanLabel, HumanPreference, PreferenceAgreement
 
 
 def add(commands: Any) -> None:
-    """Adds `eval judge`."""
-    subjects = commands.add_parser("eval", help="measure what measures").add_subparsers(
+    """Adds `eval correctors` and `eval judge`."""
+    subjects = commands.add_parser("eval", help="measure correctors, and what measures").add_subparsers(
         required=True, metavar="COMMAND"
     )
+    eval_correctors.add(subjects)
     example = (
         "aligner-bootstrap eval judge --store corrections.db --judge my_desk:judge\n"
         "  aligner-bootstrap eval judge --store corrections.db --judge my_desk:judge --limit 200 --json\n\n"
@@ -38,14 +38,12 @@ def add(commands: Any) -> None:
 
 def _judge(arguments: argparse.Namespace) -> int:
     from aligner_chain.errors import ConfigurationError
-    from bootstrap.judges import Counts, human_labels, human_preferences, load_callable
+    from bootstrap.judges import Counts, human_labels, human_preferences
 
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigurationError("--limit must be 1 or more.")
     store = existing_store(arguments.store)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the judge's module lives in the user's folder
-    judge = load_callable(arguments.judge)
+    judge = load_judge(arguments.judge)
     newest = slice(None if arguments.limit is None else -arguments.limit, None)
     labels = human_labels(store)[newest] if callable(judge) else []
     pairs = human_preferences(store)[newest] if hasattr(judge, "prefer") else []

@@ -40,7 +40,8 @@ def train(data: Path, base: Path, out: Path, *options: str) -> int:
 
 COMMANDS = (
     "",
-    *("demo", "annotate", "train-aligner", "schedule", "promote", "rollback", "eval judge", "gate explain", "report"),
+    *("demo", "annotate", "train-aligner", "schedule", "promote", "rollback", "gate explain", "report"),
+    *("eval correctors", "eval judge"),
     *(f"round {name}" for name in ("run", "resume", "retry", "status", "list", "abort")),
     *(f"registry {name}" for name in ("list", "verify", "gc", "sync", "export", "push", "pull")),
     *("store status", "store upgrade", "delete", "stats", "feedback", "review", "pairs", "export", "import"),

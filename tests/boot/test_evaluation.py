@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bootstrap.evaluation import non_inferiority_gate, paired_interval, share_gate, superiority_gate, wilson
+from bootstrap.evaluation.intervals import net_interval
 
 cases = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300)
 
@@ -70,6 +71,37 @@ def test_paired_interval_gives_the_published_intervals(cells, difference, low, h
     found = paired_interval(before=second, after=first)
     assert found.change == pytest.approx(difference, abs=1e-4)
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+# The wins and losses of (59, 6, 16, 80) and (1, 1, 7, 12) above, with Tango's interval as Fagerland, Lydersen and Laake give it.
+@pytest.mark.parametrize(
+    ("wins", "losses", "n", "low", "high"), [(6, 16, 161, -0.1240, -0.0054), (1, 7, 21, -0.5172, -0.0260)]
+)
+def test_net_interval_gives_the_published_intervals(wins, losses, n, low, high):
+    assert net_interval(wins, losses, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_net_interval_by_hand():
+    # With nothing but ties the score is n d / sqrt(n d (1 - d)) = z at d = z^2 / (n + z^2); here z^2 = n = 4.
+    assert net_interval(0, 0, 4, z=2) == (pytest.approx(-0.5), pytest.approx(0.5))
+    # Without ties it is Wilson's of the wins, twice less 1.
+    for wins in range(8):
+        low, high = wilson(wins, 7)
+        assert net_interval(wins, 7 - wins, 7) == (pytest.approx(2 * low - 1), pytest.approx(2 * high - 1))
+    assert net_interval(0, 0, 0) == (-1, 1)
+    with pytest.raises(ValueError, match="3 wins and 2 losses cannot be of 4"):
+        net_interval(3, 2, 4)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 200))
+def test_net_interval_contains_the_rate_and_turns_with_it(wins, losses, ties):
+    n = wins + losses + ties
+    low, high = net_interval(wins, losses, n)
+    assert -1 <= low <= high <= 1
+    if n:
+        assert low - 1e-9 <= (wins - losses) / n <= high + 1e-9
+    assert net_interval(losses, wins, n) == (pytest.approx(-high), pytest.approx(-low))
 
 
 def test_paired_interval_counts_what_was_gained_and_lost():

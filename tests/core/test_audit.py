@@ -23,6 +23,7 @@ from aligner_chain.audit.results import Result
 from aligner_chain.audit.rows import read
 from aligner_chain.calibration import wilson
 from aligner_chain.cli import main
+from aligner_chain.exchange import Correction, Usage
 
 LINK = "See https://example.com/returns for all the rules of returning it."
 
@@ -147,6 +148,16 @@ def test_the_first_call_is_apart_from_the_other_times() -> None:
     assert (alone.first_s, alone.median_s, alone.p95_s) == (2.0, 2.0, 2.0)
 
 
+def test_forwards_are_those_of_all_answers_where_a_corrector_tells_of_any() -> None:
+    def told(exchanges: Sequence[Exchange]) -> list[Correction]:
+        [one] = exchanges
+        forwards = {"a": 3, "b": 0}[one.answer]
+        return [Correction(exchange=one, text=one.answer, outcome="approved", usage=Usage(forwards=forwards))]
+
+    found = audit({"ours": told}, [row("a"), row("b")])
+    assert {name: one.forwards for name, one in found.correctors.items()} == {"ours": 1.5, "copy": None, "refuse": None}
+
+
 def plain_distance(one: Sequence[str], other: Sequence[str]) -> int:
     """The textbook's table, row by row."""
     above = list(range(len(other) + 1))
@@ -228,7 +239,8 @@ class Method:
     ],
 )
 def test_whatever_corrects_is_a_corrector(value: object) -> None:
-    assert corrector(value)([Exchange.of("q", "a"), Exchange.of("r", "b")]) == ["q+a", "r+b"]
+    served = corrector(value)([Exchange.of("q", "a"), Exchange.of("r", "b")])
+    assert [getattr(one, "text", one) for one in served] == ["q+a", "r+b"]
 
 
 async def later(question: str, answer: str) -> str:

@@ -1,4 +1,4 @@
-"""A small Hub on this machine: it takes commits, keeps their files, and gives them back. A real HTTP server.
+"""A small Hub on this machine: it takes commits of models, keeps files, and gives them back. A real HTTP server.
 
 Weights go by LFS, as on the Hub: a batch of hashes, an upload by `PUT` to where that says, and a download behind a redirect. It
 does not speak Xet, which the library takes instead unless `HF_HUB_DISABLE_XET` is set.
@@ -87,16 +87,17 @@ class HubServer:
         """What a GET answers: a status with JSON, or bytes; None where nothing is there."""
         if found := re.fullmatch(r"/cdn/([0-9a-f]{64})", path):
             return 200, self.large[found[1]]
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        if found := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             content = self.files.get(found[1], {}).get(found[2])
             return None if content is None else (200, content)
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/(revision|tree)/([^/]+))?", path)
+        found = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+?)(/(revision|tree)/([^/]+)(/.+)?)?", path)
         if found is None or found[1] not in self.files or found[4] not in (None, "main", _COMMIT):
             return None
         files = self.files[found[1]]
         if found[3] == "tree":
+            below = [name for name in files if f"/{name}".startswith(f"{found[5]}/" if found[5] else "/")]
             rows = [
-                {"type": "file", "path": name, "size": len(files[name]), "oid": _etag(files[name])} for name in files
+                {"type": "file", "path": name, "size": len(files[name]), "oid": _etag(files[name])} for name in below
             ]
             return 200, rows
         names = [{"rfilename": name} for name in files]
