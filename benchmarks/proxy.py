@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -93,6 +94,7 @@ def upstream(port: int) -> None:
         return Response(json.dumps(whole), media_type="application/json")
 
     app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every stream that was left in the middle
     uvicorn.run(app, port=port, log_level="critical", http="h11", timeout_keep_alive=600)
 
 
