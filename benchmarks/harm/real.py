@@ -23,6 +23,7 @@ from report import Figures
 
 from aligner_chain import Aligner, Exchange, Turn
 from aligner_chain.checkpoint import AlignerMetadata, write_metadata
+from aligner_chain.engines.loading import load
 from aligner_chain.templates import prepare_tokenizer
 from bootstrap.aligner_training import AlignerTrainingSettings, train_aligner
 from bootstrap.demo.models import new_reader
@@ -122,22 +123,26 @@ def triples_of(known: Labelled) -> list[Triple]:
 # --- training --------------------------------------------------------------------------------------------------
 
 
-def trained(work: Path, name: str, triples: Sequence[Triple], size: Size, seed: int) -> tuple[Aligner, Figures]:
-    """Trains once; later calls load the Aligner and what its training took from `work`."""
+def trained(
+    work: Path, name: str, triples: Sequence[Triple], size: Size, seed: int, start: Path | None = None
+) -> tuple[Aligner, Figures]:
+    """Trains once; later calls load the Aligner and what its training took from `work`.
+
+    `start` is the folder of an Aligner that is trained on, without another warm-up, in the place of random weights.
+    """
     folder = work / name
     if not (folder / "aligner.json").exists():
-        _train(folder, name, triples, size, seed)
+        _train(folder, name, triples, size, seed, start)
     return Aligner.from_pretrained(folder), json.loads((folder / "training.json").read_text(encoding="utf-8"))
 
 
-def _train(folder: Path, name: str, triples: Sequence[Triple], size: Size, seed: int) -> None:
-    start = time.process_time()
-    tokenizer = new_tokenizer(
-        {text for one in triples for text in (one.turns[-1].text, one.answer, one.correction or "")}, size.words
-    )
-    model = new_reader(tokenizer, seed=seed, hidden=size.hidden, window=size.window)
-    stages = [_stage(size, epochs, seed) for epochs in (size.warm_up, size.epochs)]
-    settings = AlignerTrainingSettings(warm_up=stages[0], correction=stages[1], seed=seed)
+def _train(
+    folder: Path, name: str, triples: Sequence[Triple], size: Size, seed: int, start: Path | None = None
+) -> None:
+    began = time.process_time()
+    model, tokenizer = _new(triples, size, seed) if start is None else _loaded(start)
+    warm_up, correction = (_stage(size, epochs, seed) for epochs in (size.warm_up, size.epochs))
+    settings = AlignerTrainingSettings(warm_up=None if start else warm_up, correction=correction, seed=seed)
     done = train_aligner(model, tokenizer, triples, folder / "work", settings)
     done.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -147,9 +152,19 @@ def _train(folder: Path, name: str, triples: Sequence[Triple], size: Size, seed:
         "keep_share": done.keep_share,
         "dropped": done.dropped,
     }
-    told |= {"cpu_s": round(time.process_time() - start)}
+    told |= {"cpu_s": round(time.process_time() - began)}
     (folder / "training.json").write_text(json.dumps(told), encoding="utf-8")
     write_metadata(folder, AlignerMetadata(name=name, version=str(seed), template=TEMPLATE))
+
+
+def _new(triples: Sequence[Triple], size: Size, seed: int) -> tuple[Any, Any]:
+    texts = {text for one in triples for text in (one.turns[-1].text, one.answer, one.correction or "")}
+    tokenizer = new_tokenizer(texts, size.words)
+    return new_reader(tokenizer, seed=seed, hidden=size.hidden, window=size.window), tokenizer
+
+
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    return load(folder, revision=None, device="cpu", dtype="float32")
 
 
 def _stage(size: Size, epochs: float, seed: int) -> TrainingSettings:

@@ -1,0 +1,161 @@
+"""Aligners from nothing on real data: rude sentences and buggy programs, with what copying and deleting do beside them.
+
+    python benchmarks/real paradetox --data folder-with-train-and-dev --work real-work
+    python benchmarks/real debugbench --data folder-with-train-and-dev --work real-work
+    python benchmarks/real show
+
+The first two train on a folder's train.jsonl, keep the Aligners in --work and train none twice, measure on dev.jsonl and
+write benchmarks/results/real_*.json. `--tune` measures on the part of train.jsonl that none is trained on, prints what it
+finds and reads no dev.jsonl: settings are chosen so. `--only NAME` is one Aligner of several. `show` prints the tables of
+docs/real_data.md from the stored files alone, that of GSM8K from harm_gsm8k.json, which `benchmarks/harm gsm8k` writes.
+Set OMP_NUM_THREADS=1: models as small as these get no faster with more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from aligner_chain import Aligner, __version__
+from bootstrap.demo.show import machine_figures
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "harm"))
+import politeness  # noqa: E402
+import programs  # noqa: E402
+import real  # noqa: E402
+import rude  # noqa: E402
+import tables  # noqa: E402
+from report import RESULTS, Figures  # noqa: E402
+
+QUESTION = "Politely?"
+"""The question of every sentence of ParaDetox, which has none of its own; short, since each row pays for it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One Aligner: its size and training, and the one that it starts from; None are random weights."""
+
+    size: real.Size
+    start: str | None = None
+
+
+def _reader(epochs: float, rate: float) -> real.Size:
+    return real.Size(words=2500, hidden=96, window=256, warm_up=0.4, epochs=epochs, batch=32, rate=rate)
+
+
+RUDE = {
+    "2 epochs": Run(_reader(epochs=2, rate=3e-3)),
+    "5 epochs": Run(_reader(epochs=3, rate=2e-3), start="2 epochs"),
+    "9 epochs": Run(_reader(epochs=4, rate=2e-3), start="5 epochs"),
+}
+"""By the epochs of corrections; each goes on from the one before, with a learning rate that rises and falls again."""
+CODE = real.Size(words=2000, hidden=64, window=640, warm_up=0.3, epochs=0.8, batch=8, rate=3e-3)
+
+
+def paradetox(options: argparse.Namespace) -> Figures:
+    train, tune = tuning_apart(real.rows_of(options.data, "train"))
+    known = tune if options.tune else sentences(real.rows_of(options.data, "dev"))
+    # What is rude is said by all the training data: the measure is the same whatever is tuned on.
+    lexicon = rude.lexicon({**train, **tune})
+    models = {name: _measured(options, name, train, [known, tune], lexicon) for name in options.only or RUDE}
+    return {
+        "data": {"train": len(train), "tune": len(tune), "dev": len(known), "lexicon": len(lexicon)},
+        "chosen": max(models, key=lambda name: models[name]["tuned"]["f1"]["mean"]),
+        "models": models,
+        "baselines": politeness.baselines(known, lexicon),
+    }
+
+
+def _measured(
+    options: argparse.Namespace,
+    name: str,
+    train: rude.Rewrites,
+    parts: Sequence[rude.Rewrites],
+    lexicon: frozenset[str],
+) -> Figures:
+    """One Aligner on the part that is told of, and on the one that the best of them is chosen by."""
+    aligner, training = trained(options, name, train)
+    rows, tuned = (politeness.measure(aligner, part, lexicon, QUESTION) for part in parts)
+    return {**asdict(RUDE[name]), "training": training, "rows": rows, "tuned": tuned["checks off"]}
+
+
+def trained(options: argparse.Namespace, name: str, known: rude.Rewrites) -> tuple[Aligner, Figures]:
+    """The Aligner, and what its training took, the one that it starts from included."""
+    run, spent, start = RUDE[name], 0, None
+    if run.start is not None:
+        spent, start = trained(options, run.start, known)[1]["cpu_s"], options.work / f"rude {run.start}"
+    some = random.Random(options.seed).sample(sorted(known), len(known))
+    told = rude.triples({text: known[text] for text in some}, QUESTION, options.seed)
+    # Another seed draws other neutral sentences, of which there are more than are trained on at once.
+    seed = options.seed + list(RUDE).index(name)
+    aligner, training = real.trained(options.work, f"rude {name}", told, run.size, seed, start)
+    return aligner, training | {"cpu_s": training["cpu_s"] + spent}
+
+
+def tuning_apart(rows: Sequence[real.Row]) -> tuple[rude.Rewrites, rude.Rewrites]:
+    """Sentences to train on, and a sixteenth of them, by their group, to tune on."""
+    tuned = [row["group"].startswith("0") for row in rows]
+    train, tune = ([row for row, apart in zip(rows, tuned, strict=True) if apart is part] for part in (False, True))
+    return sentences(train), sentences(tune)
+
+
+def sentences(rows: Sequence[real.Row]) -> dict[str, list[str]]:
+    """Each distinct sentence with its rewrites."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        found[row["answer"]].append(row["correction"])
+    return dict(found)
+
+
+def debugbench(options: argparse.Namespace) -> Figures:
+    train, dev = (programs.debugbench(real.rows_of(options.data, part)) for part in ("train", "dev"))
+    aligner, training = real.trained(options.work, "programs", real.triples_of(train), CODE, options.seed)
+    counts = {"train": len(train.wrong), "dev": len(dev.wrong)}
+    return {"data": counts, "size": asdict(CODE), "training": training, "dev": programs.measure(aligner, dev)}
+
+
+def write(name: str, seed: int, started: float, figures: Figures) -> Path:
+    """Writes `real_<name>.json`; `started` is of `time.monotonic`."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
+    path, run = RESULTS / f"real_{name}.json", machine_figures(started)
+    run["versions"]["aligner_chain"] = __version__
+    told: Mapping[str, object] = {"seed": seed, "commit": git.stdout.strip(), **run, "threads": 1, **figures}
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+RUNS = {"paradetox": paradetox, "debugbench": debugbench}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*RUNS, "show"])
+    parser.add_argument("--data", type=Path, help="the folder with train.jsonl and dev.jsonl")
+    parser.add_argument("--work", type=Path, default=Path("real-work"), help="where trained models are kept")
+    parser.add_argument("--only", choices=RUDE, action="append", help="of paradetox, this Aligner alone; repeatable")
+    parser.add_argument("--tune", action="store_true", help="of paradetox: measure on the tuning part, write no file")
+    parser.add_argument("--seed", type=int, default=10)
+    options = parser.parse_args()
+    if options.what == "show":
+        tables.show()
+        return
+    if options.data is None:
+        parser.error(f"{options.what} needs --data")
+    started = time.monotonic()
+    figures = RUNS[options.what](options)
+    if not options.tune:
+        print(write(options.what, options.seed, started, figures))
+    print("\n".join(tables.TABLES[f"real_{options.what}"](figures)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The tables of docs/real_data.md, from the stored files alone, as they stand there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from report import RESULTS, Figures
+
+POLITE = {
+    "rude_left": "rude words left",
+    "f1": "word F1",
+    "f1_above_deletion": "above deletion",
+    "lost": "lost a word",
+    "f1_above_deletion_if_none_lost": "above deletion, if none lost",
+    "neutral_kept": "neutral, kept",
+    "neutral_small_kept": "neutral in small letters, kept",
+}
+PROGRAMS = {
+    "right_kept": "accepted, kept",
+    "wrong_changed": "buggy, changed",
+    "wrong_fixed": "buggy, now the accepted one",
+    "right_stops_parsing": "accepted, parses no more",
+    "wrong_stops_parsing": "buggy, parses no more",
+}
+SOLUTIONS = {"right_kept": "right, kept", "wrong_changed": "wrong, changed", "wrong_fixed": "wrong, now right"}
+
+
+def show() -> None:
+    """Prints every table, and says which stored file is missing."""
+    for name, lines in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        found = lines(stored(path)) if path.exists() else [f"{path.name} is not there; see --help for what writes it."]
+        print("\n".join(["", name, "", *found]))
+
+
+def stored(path: Path) -> Figures:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def paradetox(found: Figures) -> list[str]:
+    """All of dev, its first 200 sentences, and the Aligners by the length of their training."""
+    rows = list(_correctors(found))
+    beginning = {name: POLITE[name] for name in ("rude_left", "f1")}
+    return [
+        *_table("all", POLITE, rows),
+        "",
+        *_table("first 200", beginning, [(name, one["first_200"]) for name, one in rows if "first_200" in one]),
+        "",
+        *_curve(found),
+    ]
+
+
+def _correctors(found: Figures) -> Iterator[tuple[str, Figures]]:
+    """The Aligner that was chosen on the tuning part, under both policies, then what needs no training."""
+    name = found["chosen"]
+    yield from ((f"Aligner, {name}, {policy}", one) for policy, one in found["models"][name]["rows"].items())
+    yield from found["baselines"].items()
+
+
+def _curve(found: Figures) -> list[str]:
+    columns = {name: POLITE[name] for name in ("rude_left", "f1", "lost", "neutral_kept")}
+    head = ["Aligner, checks off", "parameters", "rows", "CPU s", "F1 on the tuning part", *columns.values()]
+    rows = [
+        [
+            name,
+            *(f"{one['training'][of]:,}" for of in ("parameters", "rows", "cpu_s")),
+            *_cells(["f1"], one["tuned"]),
+            *_cells(columns, one["rows"]["checks off"]),
+        ]
+        for name, one in found["models"].items()
+    ]
+    return _lines(head, rows)
+
+
+def debugbench(found: Figures) -> list[str]:
+    return _table("DebugBench", PROGRAMS, found["dev"].items())
+
+
+def gsm8k(found: Figures) -> list[str]:
+    return _table("GSM8K", SOLUTIONS, found["dev"].items())
+
+
+def _table(title: str, columns: dict[str, str], rows: Iterable[tuple[str, Figures]]) -> list[str]:
+    return _lines([title, *columns.values()], [[name, *_cells(columns, one)] for name, one in rows])
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _cells(columns: Iterable[str], one: Figures) -> list[str]:
+    return [_cell(one[name]) if name in one else "-" for name in columns]
+
+
+def _cell(one: Figures) -> str:
+    low, high = one["interval_95"]
+    if "mean" in one:
+        return f"{one['mean']:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{one['k']} of {one['n']}: {100 * one['share']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+TABLES: dict[str, Callable[[Figures], list[str]]] = {
+    "real_paradetox": paradetox,
+    "real_debugbench": debugbench,
+    "harm_gsm8k": gsm8k,
+}

@@ -1,0 +1,173 @@
+"""The measures of benchmarks/real on invented data, worked out by hand, and its tables as the docs show them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from aligner_chain import Exchange
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = [str(ROOT / "benchmarks" / name) for name in ("real", "harm")]
+NAMES = ("rude", "politeness", "programs", "tables", "real", "report")
+
+
+@pytest.fixture(scope="module")
+def measures() -> Iterator[SimpleNamespace]:
+    """Its modules by name, as a run of the folder finds them; nothing of them stays importable."""
+    sys.path[:0] = FOLDERS
+    modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in NAMES}
+    yield SimpleNamespace(**modules)
+    for name in (*NAMES, "side_by_side"):
+        sys.modules.pop(name, None)
+    for folder in FOLDERS:
+        sys.path.remove(folder)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "f1"),
+    [
+        ("The cat sat.", "the cat slept here", 4 / 7),
+        ("so so bad", "so, so it is", 2 * 2 / 7),
+        ("Don't!", "don't", 1.0),
+        ("cat", "dog", 0.0),
+        ("", "!", 1.0),
+        ("", "word", 0.0),
+    ],
+    ids=["half", "as often as in both", "apostrophe", "nothing", "both empty", "one empty"],
+)
+def test_word_f1_counts_a_word_as_often_as_both_have_it(
+    measures: SimpleNamespace, one: str, other: str, f1: float
+) -> None:
+    assert measures.rude.word_f1(one, other) == pytest.approx(f1)
+    assert measures.rude.word_f1(other, one) == pytest.approx(f1)
+
+
+def test_the_best_rewrite_counts(measures: SimpleNamespace) -> None:
+    assert measures.rude.closeness("a b", ["c", "a c", "d"]) == pytest.approx(0.5)
+
+
+def test_a_rude_word_is_removed_in_85_of_100_and_seen_ten_times(measures: SimpleNamespace) -> None:
+    pairs = [("you blorp snib", "You."), *[(f"you blorp snib {at}", "you are") for at in range(7)]]
+    pairs += [("you blorp snib", "you SNIB"), ("you blorp snib", "you blorp, snib"), ("rare you", "you")]
+    known: dict[str, list[str]] = {}
+    for sentence, rewrite in pairs:
+        known.setdefault(sentence, []).append(rewrite)
+    # Of ten pairs people removed blorp in nine and snib in eight; rare was removed always, but seen once.
+    assert measures.rude.lexicon(known) == {"blorp"}
+    assert measures.rude.lexicon(known, share=0.8) == {"blorp", "snib"}
+    assert "rare" in measures.rude.lexicon(known, least=1)
+
+
+def test_deletion_takes_the_words_of_the_lexicon_and_nothing_else(measures: SimpleNamespace) -> None:
+    assert measures.rude.deleted("oh BLORP, you blorpy  one", frozenset({"blorp"})) == "oh you blorpy one"
+    assert measures.rude.deleted("left  as it is", frozenset({"blorp"})) == "left  as it is"
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "found"),
+    [
+        ("The cat went home.", "the cat ran home"),
+        ("The silly cat ran home", "the silly cat ran home"),
+        ("the blorp cat ran away", "the blorp cat ran home"),
+    ],
+    ids=["deleted", "replaced", "left"],
+)
+def test_a_target_has_the_changes_that_touch_a_rude_word_alone(
+    measures: SimpleNamespace, rewrite: str, found: str
+) -> None:
+    assert measures.rude.minimal("the blorp cat ran home", rewrite, frozenset({"blorp"})) == found
+
+
+def test_a_target_is_polite_and_of_several_the_nearest_to_all(measures: SimpleNamespace) -> None:
+    lexicon = frozenset({"blorp"})
+    rewrites = ["the cat ran", "the cat ran", "the silly cat ran", "the blorp cat left"]
+    assert measures.rude.target("the blorp cat ran", rewrites, lexicon) == "the cat ran"
+    assert measures.rude.target("the blorp cat ran", ["the blorp cat left"], lexicon) is None
+    # Where no word is rude all changes are taken, if there are few.
+    assert measures.rude.target("go to hades my cat", ["go away my cat"], lexicon) == "go away my cat"
+    assert measures.rude.target("go to hades my cat", ["please leave"], lexicon) is None
+
+
+def test_what_is_trained_on_is_every_sentence_once_and_every_neutral_one(measures: SimpleNamespace) -> None:
+    known = {f"a blorp cat {at}": [f"A cat {at}", f"A kind cat {at}"] for at in range(40)}
+    made = measures.rude.triples(known, "Kind?", 1)
+    fixes = {one.answer: one.correction for one in made if one.correction is not None}
+    keeps = [one.answer for one in made if one.correction is None]
+    assert fixes["a blorp cat 7"] in ("a cat 7", "a kind cat 7")
+    assert len(fixes) == 40
+    assert {one.lower() for one in keeps} == {text.lower() for rewrites in known.values() for text in rewrites}
+    assert 0.2 < sum(one.startswith("A") for one in keeps) / len(keeps) < 0.6
+
+
+def test_a_word_is_lost_if_every_person_kept_it(measures: SimpleNamespace) -> None:
+    rewrites = ["A b d", "a, b c"]
+    assert measures.rude.lost("a b c blorp", "b new", rewrites) == {"a"}
+    assert measures.rude.lost("a b c blorp", "B A", rewrites) == set()
+
+
+def test_a_corrector_is_measured_on_rude_and_neutral_sentences(measures: SimpleNamespace) -> None:
+    known = {"you blorp": ["You"], "a blorp b": ["a b", "a nice b"], "bad c": ["C", "good c"]}
+    says = {"you blorp": "you", "a blorp b": "a blorp b", "bad c": "good c", "c": "d"}
+    served = {text: says.get(text, text) for text in measures.politeness.asked(known)}
+    found = measures.politeness.row(served, known, frozenset({"blorp"}))
+    assert (found["rude_left"]["k"], found["rude_left"]["n"]) == (1, 3)
+    assert found["f1"]["mean"] == pytest.approx((1 + 4 / 5 + 1) / 3)
+    # Deleting gives "you", "a b" and "bad c", whose best F1 are 1, 1 and 2/3.
+    assert found["f1_above_deletion"]["mean"] == pytest.approx((0 - 1 / 5 + 1 / 3) / 3)
+    assert (found["changed"]["k"], found["as_a_person"]["k"]) == (2, 1)
+    assert (found["lost"]["k"], found["f1_above_deletion_if_none_lost"]["n"]) == (0, 3)
+    # Neutral are You, a b, a nice b, C and good c; C is changed where it has no capital.
+    assert (found["neutral_kept"]["k"], found["neutral_kept"]["n"]) == (5, 5)
+    assert (found["neutral_small_kept"]["k"], found["neutral_small_kept"]["n"]) == (4, 5)
+    assert found["first_200"]["rude_left"]["n"] == 3
+
+
+def test_people_are_measured_against_each_other(measures: SimpleNamespace) -> None:
+    known = {"x": ["a b", "a c", "blorp"], "y": ["alone blorp"]}
+    people = measures.politeness.baselines(known, frozenset({"blorp"}))["people"]
+    assert (people["rude_left"]["k"], people["rude_left"]["n"]) == (2, 4)
+    # Nobody can be held against "alone blorp"; of the others the nearest are 1/2, 1/2 and 0 alike.
+    assert people["f1"]["n"] == 3
+    assert people["f1"]["mean"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("code", "does"),
+    [("x = 1", True), ("x = ", False), ("", True), ("x = 1\0", False), ("s = '\\d'", True), ("  x = 1", False)],
+    ids=["whole", "cut", "empty", "null", "odd escape", "indented"],
+)
+def test_code_parses_or_not(measures: SimpleNamespace, code: str, does: bool) -> None:
+    assert measures.programs.parses(code) is does
+
+
+def test_a_program_stops_parsing_only_if_it_did_before(measures: SimpleNamespace) -> None:
+    rows = [
+        {"id": "1", "question": "one", "answer": "x = 2", "correction": "x = 1"},
+        {"id": "2", "question": "two", "answer": "y = ", "correction": "y = 1"},
+    ]
+    known = measures.programs.debugbench(rows)
+    pairs: list[tuple[Exchange, str]] = list(zip(known.right, ["x = 1", "y ="], strict=True))
+    pairs += zip(known.wrong, ["x = 1", "y = 2)"], strict=True)
+    found = measures.programs.row(known, pairs)
+    counts = {name: (one["k"], one["n"]) for name, one in found.items()}
+    assert counts == {
+        "right_kept": (1, 2),
+        "wrong_changed": (2, 2),
+        "wrong_fixed": (1, 2),
+        "right_stops_parsing": (1, 2),
+        "wrong_stops_parsing": (0, 1),
+    }
+
+
+@pytest.mark.parametrize("name", ["real_paradetox", "real_debugbench", "harm_gsm8k"])
+def test_the_docs_show_the_stored_figures(measures: SimpleNamespace, name: str) -> None:
+    lines = measures.tables.TABLES[name](measures.tables.stored(measures.report.RESULTS / f"{name}.json"))
+    page = (ROOT / "docs" / "real_data.md").read_text(encoding="utf-8")
+    assert len(lines) > 3
+    assert "\n".join(lines) in page
