@@ -22,7 +22,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "llama-index": ("llama-index-core",),
         "local": ("torch", "transformers", "safetensors"),
         "server": ("httpx", "tokenizers"),
-        "proxy": ("httpx", "tokenizers", "starlette", "uvicorn", "prometheus-client"),
+        "proxy": ("httpx", "tokenizers", "httpcore", "starlette", "uvicorn", "prometheus-client"),
         "otel": ("opentelemetry-api",),
         "collect": ("SQLAlchemy", "alembic", "datasketch"),
         "postgres": ("SQLAlchemy", "alembic", "datasketch", "psycopg"),
