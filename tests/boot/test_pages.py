@@ -17,6 +17,7 @@ import by_heart
 import pytest
 from completions_server import CompletionsServer
 from llama_docs import ShopModel
+from pages import examples
 from proxying import proxy, saying, upstream
 from upstreams import StreamingUpstream
 
@@ -32,7 +33,7 @@ ELSEWHERE = {
     "registry.md", "rounds.md", "scheduling.md", "training_data.md",
 }  # fmt: skip
 HERE = ["README.md", "bring_your_own.md", "collecting.md", "migrating.md", "proxy.md", "quickstart.md", "serving.md"]
-BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAMS = {"aligner-chain": aligner_chain.cli._parser, "aligner-bootstrap": bootstrap.cli._parser}
 COMMAND = re.compile(
     r"^(?:\$ )?(?:[A-Z_]+=\S+ )?(?:\.venv/bin/)?((?:aligner-chain|aligner-bootstrap) [^\n#|>]*)", re.MULTILINE
@@ -46,7 +47,7 @@ def test_every_page_with_examples_is_run_by_a_test() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_parses(page: Path) -> None:
-    for language, _, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         for typed in COMMAND.findall(text.replace("\\\n", " ")) if language in {"", "bash", "console", "sh"} else ():
             program, *arguments = shlex.split(typed)
             if "COMMAND" not in typed and "..." not in arguments:
@@ -83,12 +84,6 @@ def test_the_examples_run(name: str, world: dict[str, Any], stand_in: Callable[[
     for example in examples(page):
         world["llm"] = ShopModel() if "llama_index" in example else StreamingUpstream()
         exec(compile(stand_in(example), str(page), "exec"), world)
-
-
-def examples(page: Path) -> list[str]:
-    """The blocks of Python that are meant to run."""
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [text for language, how, text in found if language == "python" and "notest" not in how]
 
 
 @pytest.fixture(scope="module")

@@ -232,7 +232,7 @@ def test_what_is_pulled_is_looked_at(registry, hub, parts, tmp_path):
     code = {"AutoModelForCausalLM": "ann/other--modeling.Model"}
     bad = {
         "up": ("leads out of any folder", {"../up.json": b"{}"}),
-        "root": ("leads out of any folder", {"/tmp/root.json": b"{}"}),
+        "root": ("leads out of any folder", {str(tmp_path / "root.json"): b"{}"}),
         "drive": ("leads out of any folder", {"C:\\drive.json": b"{}"}),
         "deep": ("leads out of any folder", {"a/..\\..\\deep.json": b"{}"}),
         "code": ("names code that is to be run", {"config.json": json.dumps({**config, "auto_map": code}).encode()}),
@@ -263,7 +263,7 @@ def test_what_is_pulled_is_looked_at(registry, hub, parts, tmp_path):
     _, pulled = registry.versions("aligner")
     assert set(pulled.files) == set(good)
     assert not [path for path in tmp_path.rglob("*.json") if path.name in ("up.json", "deep.json")]
-    assert not Path("/tmp/root.json").exists()
+    assert not (tmp_path / "root.json").exists()
 
 
 def test_nothing_but_the_model_leaves_and_no_path_of_this_machine(registry, hub, parts, tmp_path):

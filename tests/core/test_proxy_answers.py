@@ -29,7 +29,6 @@ from proxying import (
     proxy,
     saying,
     streaming,
-    upstream,
 )
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -40,12 +39,6 @@ from aligner_chain.proxy import serve
 from aligner_chain.proxy.settings import Settings, function_at
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
-@pytest.fixture(scope="module")
-def behind() -> Iterator[Upstream]:
-    with upstream() as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

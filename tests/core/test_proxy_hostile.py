@@ -29,7 +29,6 @@ from proxying import (
     saying,
     speaking,
     streaming,
-    upstream,
 )
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,12 +41,6 @@ MIB = 2**20
 SSE, JSON = "text/event-stream", "application/json"
 CUT = gzip.compress(json.dumps(completion({"content": "bad"})).encode())[:-4]
 """All of the text is in it, and what it ends with, by which it could be known to be whole, is not."""
-
-
-@pytest.fixture(scope="module")
-def behind() -> Iterator[Upstream]:
-    with upstream() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

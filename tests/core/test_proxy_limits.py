@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 import httpx
-from proxying import CLIENT, KEY, Upstream, asked, completion, proxy, saying, upstream
+from proxying import CLIENT, KEY, Upstream, asked, completion, proxy, saying
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,12 +29,6 @@ from aligner_chain.proxy.settings import Limits
 
 SECRET = "Mrs Diaz"
 LIMITS = Limits(body_bytes=20_000, header_bytes=8_000, in_flight=4, body_s=0.5, grace_s=5)
-
-
-@pytest.fixture(scope="module")
-def behind() -> Iterator[Upstream]:
-    with upstream() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("prometheus_client")
 
-from proxying import CLIENT, DONE, Upstream, asked, better, chunk, completion, deltas, event, proxy, streaming, upstream
+from proxying import CLIENT, DONE, Upstream, asked, better, chunk, completion, deltas, event, proxy, streaming
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -28,12 +28,6 @@ CALLS = [
     chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"bad": '}}]}),
     chunk({"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]}),
 ]
-
-
-@pytest.fixture(scope="module")
-def behind() -> Iterator[Upstream]:
-    with upstream() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import examples
 from upstreams import StreamingUpstream
 
 PAGE = Path(__file__).parents[2] / "docs" / "langchain.md"
 
 
 def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     names: dict[str, Any] = {"llm": StreamingUpstream()}
-    for example in examples:
+    for example in examples(PAGE):
         exec(compile(example, str(PAGE), "exec"), names)
-    assert len(examples) == 8
+    assert len(examples(PAGE)) == 8
     assert (
         capsys.readouterr().out
         == "a good answer corrected\n" + "a good answer" * 2 + "\na good answer\na good answer\n"
