@@ -76,5 +76,5 @@ def _read(file: Path) -> Any:
 
     try:
         return load_config_from_file(str(file))
-    except Exception as error:
+    except Exception as error:  # whatever its parsers and its own checks raise
         raise ConfigurationError(f"{file} is no configuration of accelerate: {error}") from error
