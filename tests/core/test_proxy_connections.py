@@ -28,6 +28,7 @@ from proxying import (
     speaking,
     streaming,
     upstream,
+    whole_request,
 )
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -101,7 +102,7 @@ def test_the_proxy_of_the_environment_is_used_but_where_it_says_not_to(monkeypat
         def forward() -> None:
             connection, _ = listener.accept()
             with connection:
-                seen.append(connection.recv(2**16))
+                seen.append(whole_request(connection))
                 connection.sendall(head_of("application/json") + body)
 
         Thread(target=forward, daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -165,11 +166,22 @@ def _speak(listener: socket.socket, pieces: Sequence[bytes], forever: bytes) -> 
         except OSError:
             return
         with connection, suppress(OSError):
-            connection.recv(2**16)
+            whole_request(connection)
             for piece in pieces:
                 connection.sendall(piece)
             while forever:
                 connection.sendall(forever)
+
+
+def whole_request(connection: socket.socket) -> bytes:
+    """A request with a content length, from its first line to its last byte.
+
+    A server that closes while something of it is unread resets the connection, and the client may lose the answer.
+    """
+    with connection.makefile("rb") as stream:
+        head = b"".join(iter(stream.readline, b"\r\n")) + b"\r\n"
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        return head + stream.read(int(length[1]) if length else 0)
 
 
 def head_of(kind: str, *lines: str) -> bytes:
