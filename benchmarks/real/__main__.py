@@ -26,9 +26,11 @@ from pathlib import Path
 
 from aligner_chain import Aligner, __version__
 from bootstrap.demo.show import machine_figures
+from bootstrap.pairs import Triple
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "harm"))
+import made  # noqa: E402
 import politeness  # noqa: E402
 import programs  # noqa: E402
 import real  # noqa: E402
@@ -42,10 +44,16 @@ QUESTION = "Politely?"
 
 @dataclass(frozen=True)
 class Run:
-    """One Aligner: its size and training, and the one that it starts from; None are random weights."""
+    """One Aligner: its size and training, and the one that it starts from; None are random weights.
+
+    `made` is the number of rows that are made of what people wrote (see `made`); 0 are their corrections as they are.
+    `share` is that of the training sentences which anything is known of.
+    """
 
     size: real.Size
     start: str | None = None
+    made: int = 0
+    share: float = 1.0
 
 
 def _reader(epochs: float, rate: float) -> real.Size:
@@ -93,12 +101,21 @@ def trained(options: argparse.Namespace, name: str, known: rude.Rewrites) -> tup
     run, spent, start = RUDE[name], 0, None
     if run.start is not None:
         spent, start = trained(options, run.start, known)[1]["cpu_s"], options.work / f"rude {run.start}"
-    some = random.Random(options.seed).sample(sorted(known), len(known))
-    told = rude.triples({text: known[text] for text in some}, QUESTION, options.seed)
+    some = random.Random(options.seed).sample(sorted(known), round(len(known) * run.share))
+    told = _told(run, {text: known[text] for text in some}, options.seed)
     # Another seed draws other neutral sentences, of which there are more than are trained on at once.
     seed = options.seed + list(RUDE).index(name)
     aligner, training = real.trained(options.work, f"rude {name}", told, run.size, seed, start)
     return aligner, training | {"cpu_s": training["cpu_s"] + spent}
+
+
+def _told(run: Run, known: rude.Rewrites, seed: int) -> list[Triple]:
+    if not run.made:
+        return rude.triples(known, QUESTION, seed)
+    words = rude.lexicon(known, share=0.7, least=5)
+    fixes = {text: rude.target(text, rewrites, words) for text, rewrites in known.items()}
+    edits = made.edits([(text, fix) for text, fix in fixes.items() if fix], rude.neutral(known), words)
+    return made.triples(edits, QUESTION, run.made, random.Random(seed))
 
 
 def tuning_apart(rows: Sequence[real.Row]) -> tuple[rude.Rewrites, rude.Rewrites]:

@@ -83,13 +83,14 @@ def minimal(sentence: str, rewrite: str, rude: frozenset[str] | None) -> str:
     """
     ours, theirs = sentence.split(), rewrite.split()
     result: list[str] = []
-    for kind, start, end, first, last in _changes(ours, theirs):
+    for kind, start, end, first, last in changes(ours, theirs):
         kept = kind == "equal" or (rude is not None and not is_rude(" ".join(ours[start:end]), rude))
         result += ours[start:end] if kept else [word.lower() for word in theirs[first:last]]
     return " ".join(result)
 
 
-def _changes(ours: Sequence[str], theirs: Sequence[str]) -> Iterator[tuple[str, int, int, int, int]]:
+def changes(ours: Sequence[str], theirs: Sequence[str]) -> Iterator[tuple[str, int, int, int, int]]:
+    """What makes the one words the others, as `SequenceMatcher.get_opcodes` tells it; case and punctuation are no change."""
     keys = [["".join(words(word)) or word for word in text] for text in (ours, theirs)]
     yield from difflib.SequenceMatcher(None, *keys, autojunk=False).get_opcodes()
 
