@@ -12,7 +12,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS
 # Each kernel of a notebook takes one thread for tiny models, of which more only wait for each other.
 QUIET := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-floor notebooks docs lint format soak vllm-env clients-env clean
+.PHONY: demo test test-floor notebooks docs tables lint format soak vllm-env clients-env clean
 
 demo: $(READY)
 	rm -rf demo-out
@@ -63,6 +63,10 @@ demo-quick-rag/figures.json: | $(READY)
 # The site, under build/site. A broken link, anchor or reference fails it (with --quiet it would not).
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build
+
+# Every table of figures in the docs, from the stored files in benchmarks/results; it needs Python alone.
+tables:
+	$(PYTHON) benchmarks/tables
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import sqlite3
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -33,14 +31,13 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy
+from stored import commit, write
 
 from aligner_chain import __version__
 from aligner_chain.exchange import Correction, Exchange, edits_between
 from bootstrap.collect import Collector
 from bootstrap.collect.collector import DEFAULT_REDACTOR
 from bootstrap.store import CorrectionStore
-
-RESULTS = Path(__file__).parent / "results" / "collect.json"
 
 CAPACITY = 10_000  # a collector's default
 LOOK = 100  # the counters are looked at once in so many records
@@ -146,13 +143,6 @@ def ways() -> dict[str, Way]:
     return found | {"default, without redaction, identified": Way(collector={"redact": None}, identified=True)}
 
 
-def commit() -> str:
-    told = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=RESULTS.parents[1], capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--submits", type=int, default=5000)
@@ -188,8 +178,7 @@ def main() -> None:
             "records, of a free core": found[LINE]["records_per_s_of_a_free_core"] >= 20_000,
         },
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write("collect", result)
     print(table(result))
 
 

@@ -10,15 +10,14 @@ so that a run that is stopped leaves what it had, and a run of some workloads ke
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stored import RESULTS, read, write
+
 from aligner_chain.bench.report import OURS, Figures, table
 from aligner_chain.bench.run import ALL, Settings, run
-
-RESULTS = Path(__file__).parent / "results"
 
 # The workload, the decoder compared with, and how many times less CPU time ours takes at least, prefill included: with the
 # tiny model in float32, with the model of 100 million parameters in bfloat16 on a processor that multiplies it, and in
@@ -55,13 +54,12 @@ def claims(figures: Sequence[Figures]) -> Iterator[Figures]:
 def kept(settings: Settings, figures: list[Figures]) -> Iterator[Figures]:
     """Writes the figures as they come; those of workloads that are not run again stay."""
     for one in run(settings, lambda text: None, lambda text: print(text, file=sys.stderr)):
-        file = RESULTS / f"decode_{one['model']}_{one['dtype']}.json"
-        if not figures and file.exists():
-            before = json.loads(file.read_text(encoding="utf-8"))["figures"]
+        name = f"decode_{one['model']}_{one['dtype']}"
+        if not figures and (RESULTS / f"{name}.json").exists():
+            before = read(name)["figures"]
             figures += [other for other in before if other["workload"] not in settings.workloads]
         figures.append(one)
-        found = {"claims": list(claims(figures)), "figures": figures}
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write(name, {"claims": list(claims(figures)), "figures": figures})
         yield one
 
 
@@ -73,7 +71,6 @@ def main() -> None:
     parser.add_argument("--workload", nargs="+", choices=ALL, default=ALL, metavar="NAME")
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
     figures: list[Figures] = []
     settings = Settings(
         workloads=arguments.workload,

@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import stored
 from tokenizers import ByteLevelBPETokenizer
 
 from aligner_chain import __version__
 from aligner_chain.engines.drafting import CPU_BF16, CPU_FP32, CostCurve, Drafter, Habits
 
-RESULTS = Path(__file__).parent / "results" / "draft_replay.json"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SETS = ("debugbench_python", "aligner2b_recorded", "gsm8k_solutions", "paradetox")
 TARGETS = {"debugbench_python": 0.75, "aligner2b_recorded": 0.70}
@@ -299,8 +299,7 @@ def write(results: dict[str, Any], arguments: argparse.Namespace) -> None:
         "curves": {label: dict(curve.points) for label, curve in CURVES.items()},
         "sets": results,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    stored.write("draft_replay", document)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,18 @@ nothing of any model or judge. Prints tables and writes benchmarks/results/gates
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
-from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
 import numpy as np
+from stored import Figures, commit, write
 
 from aligner_chain import __version__
 from bootstrap.evaluation import (
@@ -42,12 +40,8 @@ from bootstrap.evaluation import (
     wilson,
 )
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "gates.json"
 PROMPTS, SAFETY, ITEMS, RIGHT = 2000, 1000, 400, 0.60
 ROUNDS = 50
-
-Figures = dict[str, Any]
 
 
 # --- the sequential test -------------------------------------------------------------------------------------------
@@ -303,12 +297,6 @@ def table(result: Figures) -> list[str]:
     return [*lines, "", *(f"{'met   ' if met else 'MISSED'} {claim}" for claim, met in result["claims"].items())]
 
 
-def commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -329,8 +317,7 @@ def main() -> None:
         result["sequential"] = sequential(arguments.simulations, workers)
         result["rounds"] = rounds(max(arguments.simulations // 20, 1), workers)
     result["claims"] = claims(result)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write("gates", result)
     print("\n".join(table(result)))
 
 

@@ -30,10 +30,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from injected import DESKS, KINDS, PLACES, Asked, Desk, Kind, control, put
+from stored import RESULTS, Figures, read
 
 from aligner_chain import Aligner, Correction, Exchange, __version__
 from aligner_chain.checks import Checks
@@ -42,12 +42,9 @@ from aligner_chain.policy import Policy
 from bootstrap.demo import world
 from bootstrap.evaluation import paired_interval, wilson
 
-RESULTS = Path(__file__).parent / "results" / "injection.json"
 LABELLED = 1000
 """Right and wrong answers, each, that the verifying inspector learns from."""
 BATCH = 64
-
-Figures = dict[str, Any]
 
 
 # --- one case ----------------------------------------------------------------------------------------------------
@@ -223,15 +220,15 @@ def _cell(one: Figures) -> str:
 
 def write(desk: str, figures: Sequence[Figures], **told: object) -> None:
     """Beside the figures of other desks that the file has."""
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    file = RESULTS / "injection.json"
+    known = read("injection") if file.exists() else {}
     machine = {"system": platform.platform(), "machine": platform.machine(), "threads": torch.get_num_threads()}
     versions = {"aligner_chain": __version__, "torch": torch.__version__, "python": platform.python_version()}
     by = {name: list(pooled(figures, name)) for name in ("place", "kind")}
     known[desk] = {"machine": machine, "versions": versions, **told, "by": by, "cells": list(map(_counts, figures))}
-    RESULTS.parent.mkdir(exist_ok=True)
     # A figure on each line; the intervals follow from the counts.
     text = json.dumps(known, separators=(",", ":")).replace('{"place"', '\n{"place"').replace('{"kind"', '\n{"kind"')
-    RESULTS.write_text(f"{text}\n", encoding="utf-8")
+    file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _counts(figures: Figures) -> Figures:

@@ -11,7 +11,6 @@ Budgets: at most 60 microseconds for the recorder, at most 1.5 times the Runnabl
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -27,6 +26,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult, Generation, LLMRe
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.version import VERSION
+from stored import write
 
 from aligner_chain import Aligner, __version__
 from aligner_chain.checkpoint import AlignerMetadata
@@ -34,8 +34,6 @@ from aligner_chain.engines.base import Capabilities, Request, Ticket
 from aligner_chain.engines.base import Generation as Written
 from aligner_chain.langchain import AlignerCorrector
 from aligner_chain.langchain import recorder as recording
-
-RESULTS = Path(__file__).parent / "results" / "langchain_overhead.json"
 
 
 class Canned(BaseChatModel):
@@ -153,8 +151,7 @@ def main() -> None:
         "recorder": recorder_cost(arguments.rounds, arguments.blocks),
         "component": component_cost(arguments.rounds, arguments.blocks),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write("langchain_overhead", result)
     print(table(result))
 
 

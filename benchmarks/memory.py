@@ -11,7 +11,6 @@ two minutes of processor time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -22,6 +21,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from stored import Figures, read, write
 
 from aligner_chain import __version__
 from aligner_chain.exchange import Turn
@@ -35,7 +36,6 @@ from bootstrap.training.estimating import Estimate, estimate_aligner, matrix_spe
 from bootstrap.training.worker import aligner_tokenizer, window
 from bootstrap.upstream import LORA
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
 FACTOR = 1.3
 """An estimate is good where neither it nor what was measured is more than this many times the other."""
 BATCH = 2
@@ -43,8 +43,6 @@ WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "nrst"]
 PROGRAM = (
     "import datasets, bootstrap.training.worker; from trl import DPOTrainer, SFTTrainer; from peft import PeftModel"
 )
-
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -176,12 +174,12 @@ def run(sizes: list[str], threads: int) -> None:
                     work.mkdir()
                     one = measure(base, method, length, threads, speed, work)
                     told["cases"].append({"size": name, "weights": weights, **one})
-                    RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+                    write("memory", told)
 
 
 def show() -> None:
     """Prints what is stored, and which estimates are off."""
-    told = json.loads(RESULTS.read_text(encoding="utf-8"))
+    told = read("memory")
     print(
         f"program alone {told['program_mib']} MiB, matrix product {told['matrix_gflops']} GFLOP/s, {told['threads']} threads"
     )

@@ -12,16 +12,15 @@ of a forward of one token in the same run. Prints a table, writes benchmarks/res
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from stored import write
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +31,6 @@ from aligner_chain.engines.base import Request
 from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.templates import get_template, prepare_tokenizer
 
-RESULTS = Path(__file__).parent / "results"
 TOKENS, PIECE, QUESTION = 256, 4, 80
 KEEP = -1e6
 """A strength with which every verdict is to keep."""
@@ -178,10 +176,7 @@ def main() -> None:
         "aligner_chain": __version__,
         **found,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"overlap_{arguments.model}_{dtype}.json").write_text(
-        json.dumps(told, indent=1) + "\n", encoding="utf-8"
-    )
+    write(f"overlap_{arguments.model}_{dtype}", told)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from stored import write
 
 from aligner_chain import Aligner, __version__
 
-RESULTS = Path(__file__).parent / "results" / "proxy.json"
 BUDGET_MS = 3.0
 WORDS = 150
 PIECES = 75
@@ -262,8 +262,7 @@ def main() -> None:
             "corrected": overhead(direct, proxied, process, arguments.pairs, stream=False, question=CORRECTED),
             "memory": flat(proxied, process, arguments.flat),
         }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write("proxy", result)
     print(table(result))
 
 

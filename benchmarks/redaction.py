@@ -15,10 +15,8 @@ Prints tables and writes benchmarks/results/redaction.json.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,17 +24,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stored import Figures, commit, write
+
 from aligner_chain import Correction, Exchange, __version__
 from aligner_chain.exchange import edits_between
 from bootstrap.demo import world
 from bootstrap.evaluation import wilson
 from bootstrap.redact import Redactor
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "support"))
-from personal_data import HARD, sentences  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from personal_data import HARD, sentences
 
-RESULTS = HERE / "results" / "redaction.json"
 DESK_TEXTS = 10_000
 PROSE = (
     "Thank you for your message about the kettle that you bought from us last month.",
@@ -57,8 +55,6 @@ PERSONAL = (
     "Call me on +44 20 7946 0958 after six, please.",
     "Please refund it to DE89 3704 0044 0532 0130 00.",
 )
-
-Figures = dict[str, Any]
 
 
 # --- precision and recall ----------------------------------------------------------------------------------------
@@ -162,12 +158,6 @@ def _seconds(redact: Redactor, text: str) -> float:
 # --- the report --------------------------------------------------------------------------------------------------
 
 
-def commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 def rows(result: Figures) -> list[str]:
     lines = [f"{'part':<8}{'kind':<10}{'right':>6}{'wrong':>6}{'missed':>7}   95 % precision   95 % recall"]
     for part in ("seen", "unseen"):
@@ -201,8 +191,7 @@ def main() -> None:
         "speed": speeds(redact, arguments.corrections),
         "hard": hard_texts(redact),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write("redaction", result)
     print("\n".join(rows(result)))
 
 

@@ -16,15 +16,16 @@ started again: an arm takes some ten minutes on two cores, twenty of them a nigh
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from stored import RESULTS, Figures, commit, read, write
 
 from aligner_chain import __version__
 from aligner_chain.exchange import Correction
@@ -34,12 +35,10 @@ from bootstrap.demo.start import Start, Workshop
 from bootstrap.rounds import RoundConfig
 from bootstrap.sft import cpu_threads
 
-RESULTS = Path(__file__).parent / "results" / "rounds.json"
-ROUNDS, LIVE = 3, 250
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""The 97.5 % quantile of Student's t by the number of seeds."""
+sys.path.append(str(Path(__file__).parent / "tables"))
+from cells import over_seeds
 
-Figures = dict[str, Any]
+ROUNDS, LIVE = 3, 250
 
 
 def everything(corrections: Sequence[Correction]) -> list[bool]:
@@ -123,7 +122,7 @@ def run(seed: int, arms: Sequence[str], work: Path, *, quick: bool) -> None:
 
 def stored() -> Figures:
     """The results so far."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": {}}
+    return read("rounds") if (RESULTS / "rounds.json").exists() else {"runs": {}}
 
 
 def keep(seed: int, arm: str, figures: Figures) -> None:
@@ -133,18 +132,12 @@ def keep(seed: int, arm: str, figures: Figures) -> None:
     told["runs"].setdefault(str(seed), {})[arm] = figures
     runs = [arms["rounds"] for arms in told["runs"].values() if "rounds" in arms]
     told["lines"] = {line: holds(runs) for line, holds in LINES.items()} if runs else {}
-    RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write("rounds", told)
 
 
 def mean(runs: Sequence[Figures], number: int, name: str) -> float:
     """The mean over seeds of one figure after one round."""
     return fmean(one["rows"][number][name] for one in runs)
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and 95 % interval of Student's t, in per cent."""
-    half = STUDENT.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{100 * fmean(values):5.1f} ± {100 * half:4.1f}"
 
 
 def show() -> None:
@@ -155,16 +148,11 @@ def show() -> None:
         runs = [arms[arm] for arms in told["runs"].values() if arm in arms]
         for number in range(ROUNDS + 1) if runs else ():
             rows = [one["rows"][number] for one in runs]
-            shown = "".join(f"{interval([one[name] for one in rows]):>15}" for name in names)
+            shown = "".join(f"{over_seeds([one[name] for one in rows]):>15}" for name in names)
             promoted = sum(one["status"] == "promoted" for one in rows)
             print(f"{arm:<12}{len(runs):>6}{number:>6}  {shown}   {promoted if number else '-'}")
     for line, holds in told.get("lines", {}).items():
         print(f"{'holds' if holds else 'DOES NOT HOLD':<14} {line}")
-
-
-def commit() -> str:
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
 
 
 def main() -> None:

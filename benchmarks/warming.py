@@ -10,7 +10,6 @@ its `/metrics`. The model has random weights. Prints a table, writes benchmarks/
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -25,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+from stored import write
 
 from aligner_chain import Aligner, __version__
 from aligner_chain.bench.models import new_model, new_tokenizer
@@ -35,7 +35,6 @@ from aligner_chain.engines.server.warming import SENT
 from aligner_chain.errors import ServerError
 from aligner_chain.telemetry import counted
 
-RESULTS = Path(__file__).parent / "results"
 VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 QUESTION, ANSWER, PIECE = 128, 768, 8
 PACE = 128
@@ -154,8 +153,7 @@ def main() -> None:
         print(f"{every:>5}  {one['end_s']:>21.2f}  {one['read']:>11.0f}  {one['found']:>18.0f}  {one['ahead']:>14.0f}")
     setting = {"prompt": QUESTION + ANSWER, "pace": PACE, "answers": arguments.answers, "model": arguments.model}
     setting |= {"aligner_chain": __version__, "machine": platform.machine(), "processors": os.cpu_count()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "warming.json").write_text(json.dumps({"setting": setting, "by_every": found}, indent=1) + "\n")
+    write("warming", {"setting": setting, "by_every": found})
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ Prints a table and writes benchmarks/results/bank.json. Set OMP_NUM_THREADS=1: m
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import subprocess
+import sys
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from itertools import repeat
@@ -36,8 +35,8 @@ from runs import PROMPTS, judged_often, made_and_measured
 from aligner_chain import __version__
 from bootstrap.demo.show import machine_figures
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
+sys.path.append(str(Path(__file__).parents[1]))
+from stored import commit, write
 
 
 def make_all(shop: Shop, prompts: int, workers: Executor) -> None:
@@ -65,7 +64,7 @@ def main() -> None:
         numbers = range(len(BANK))
         rows = list(workers.map(judged_often, numbers, repeat(shop), repeat(prompts), repeat(arguments.runs)))
     result = {**_described(shop, prompts, started), "claims": claims(rows), "rows": rows}
-    (RESULTS / "bank.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write("bank", result)
     print("\n".join(table(result)))
 
 
@@ -73,11 +72,10 @@ def _described(shop: Shop, prompts: int, started: float) -> Figures:
     """How the figures came about."""
     run, served = machine_figures(started), measured(shop.served, shop, prompts)
     run["versions"]["aligner_chain"] = __version__
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
     return {
         "seed": shop.seed,
         **run,
-        "commit": git.stdout.strip(),
+        "commit": commit(),
         "pool": prompts,
         "prompts_of_a_run": PROMPTS,
         "served": {

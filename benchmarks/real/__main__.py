@@ -29,7 +29,7 @@ from bootstrap.demo.show import machine_figures
 from bootstrap.pairs import Triple
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "harm"))
+sys.path += [str(HERE.parent / folder) for folder in ("harm", "tables", "")]
 import made  # noqa: E402
 import politeness  # noqa: E402
 import programs  # noqa: E402

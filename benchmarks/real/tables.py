@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from report import RESULTS, Figures
+from cells import lines as _lines
+from cells import measured as _cell
+from stored import RESULTS, Figures
 
 POLITE = {
     "rude_left": "rude words left",
@@ -86,19 +88,8 @@ def _table(title: str, columns: dict[str, str], rows: Iterable[tuple[str, Figure
     return _lines([title, *columns.values()], [[name, *_cells(columns, one)] for name, one in rows])
 
 
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-
-
 def _cells(columns: Iterable[str], one: Figures) -> list[str]:
     return [_cell(one[name]) if name in one else "-" for name in columns]
-
-
-def _cell(one: Figures) -> str:
-    low, high = one["interval_95"]
-    if "mean" in one:
-        return f"{one['mean']:.3f} [{low:.3f}, {high:.3f}]"
-    return f"{one['k']} of {one['n']}: {100 * one['share']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 TABLES: dict[str, Callable[[Figures], list[str]]] = {

@@ -13,7 +13,7 @@ import pytest
 from aligner_chain import Exchange
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = [str(ROOT / "benchmarks" / name) for name in ("real", "harm")]
+FOLDERS = [str(ROOT / "benchmarks" / name) for name in ("real", "harm", "tables", "")]
 NAMES = ("rude", "politeness", "programs", "tables", "real", "report")
 
 
@@ -23,7 +23,7 @@ def measures() -> Iterator[SimpleNamespace]:
     sys.path[:0] = FOLDERS
     modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in NAMES}
     yield SimpleNamespace(**modules)
-    for name in (*NAMES, "side_by_side"):
+    for name in (*NAMES, "side_by_side", "cells", "stored"):
         sys.modules.pop(name, None)
     for folder in FOLDERS:
         sys.path.remove(folder)

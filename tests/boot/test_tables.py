@@ -1,0 +1,151 @@
+"""The tables of figures in the docs are those of the stored files, and each stored file can be computed anew."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = ("cells", "places", "recompute")
+FIGURE = re.compile(r"\**[-+]?\d[\d.,]*\**( ?(%|µs|ms|s|MiB))?([,: (\[±]|$)")
+UNSTORED = {
+    ("README.md", "| seed | upstream alone, %"),
+    ("README.md", "| seed | repaired, %"),
+    ("quality.md", "| | served | lost all or a block of code"),
+    ("training_at_scale.md", "| | first gradient, relative"),
+}
+"""Tables of measured figures that no stored file has; docs/figures.md says where each is from."""
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[SimpleNamespace]:
+    """Modules of the tables and the list of recipes, as their own commands find them; nothing of them stays importable."""
+    folders = [str(BENCHMARKS / "tables"), str(BENCHMARKS)]
+    sys.path[:0] = folders
+    modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in MODULES}
+    yield SimpleNamespace(**modules)
+    for name in (*MODULES, "stored"):
+        sys.modules.pop(name, None)
+    for folder in folders:
+        sys.path.remove(folder)
+
+
+def test_the_docs_show_the_stored_figures() -> None:
+    """Without site-packages: the tables need neither torch nor anything else that is installed."""
+    command = [sys.executable, "-S", str(BENCHMARKS / "tables"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_other_table_has_measured_figures(page: Path) -> None:
+    """A table is taken for one where most cells behind the first column are figures; settings and limits are fewer."""
+    text = re.sub(
+        r"^<!-- table: .*?^<!-- end -->$|^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M
+    )
+    for table in re.findall(r"(?:^\|.*\n){3,}", text, re.M):
+        head, _, *rows = table.splitlines()
+        cells = [cell.strip() for row in rows for cell in re.split(r"(?<!\\)\|", row)[2:-1]]
+        if 2 * sum(FIGURE.match(cell) is not None for cell in cells) > len(cells):
+            assert any(page.name == name and head.startswith(begin) for name, begin in UNSTORED), head
+
+
+def test_every_stored_file_has_a_recipe(parts: SimpleNamespace) -> None:
+    assert {path.stem for path in (BENCHMARKS / "results").glob("*.json")} == set(parts.recompute.RECIPES)
+
+
+def test_every_recipe_names_a_benchmark_and_its_options(parts: SimpleNamespace) -> None:
+    """By what the script's source says of its options: to import each takes seconds."""
+    made_by = [command for command in parts.recompute.MADE_BY.values() if command.startswith("python")]
+    for command in [*made_by, *(one for recipe in parts.recompute.RECIPES.values() for one in recipe.commands)]:
+        program, script, *words = shlex.split(command)
+        if program == "python":
+            path = ROOT / script
+            known = options(path / "__main__.py" if path.is_dir() else path)
+            assert {word for word in words if word.startswith("--")} <= known, command
+
+
+def options(script: Path) -> set[str]:
+    """The options that the parser of a script is given."""
+    calls = (node for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    added = (call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument")
+    return {str(arg.value) for call in added for arg in call.args if isinstance(arg, ast.Constant)}
+
+
+def test_a_recipe_runs_its_commands_on_the_given_data(
+    parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    says = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2] + os.environ['OMP_NUM_THREADS'])"
+    commands = [f'python -c "{says}" {name} FOLDER/set' for name in ("one", "two")]
+    parts.recompute.recompute(parts.recompute.Recipe(commands), tmp_path / "data", tmp_path)
+    assert [(tmp_path / name).read_text() for name in ("one", "two")] == [f"{tmp_path}/data/set1"] * 2
+
+
+def test_the_first_command_that_fails_ends_a_recipe(parts: SimpleNamespace, tmp_path: Path) -> None:
+    commands = ['python -c "raise SystemExit(3)"', "python -c \"open('later', 'w')\""]
+    with pytest.raises(SystemExit) as ended:
+        parts.recompute.recompute(parts.recompute.Recipe(commands), None, tmp_path)
+    assert ended.value.code == 3
+    assert not (tmp_path / "later").exists()
+
+
+def test_what_a_recipe_lacks_is_named_with_what_makes_it(parts: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"demo-out/home is not there\. .*aligner-bootstrap demo --seed 10"):
+        parts.recompute.recompute(parts.recompute.RECIPES["harm_desk"], None, tmp_path)
+    command = [sys.executable, str(BENCHMARKS / "recompute.py"), "harm_gsm8k"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "harm_gsm8k needs --data FOLDER" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "No page has a place for a, b"),
+        ("<!-- table: a -->\n<!-- end -->\n", "No page has a place for b"),
+        ("<!-- table: a -->\n<!-- end -->\n<!-- table: c -->\n<!-- end -->\n", "c, which is no table. Known are a, b"),
+        ("<!-- table: a -->\n<!-- end -->\n" * 2, "a has a place in page.md and another in page.md"),
+        ("<!-- table: a -->\n<!-- table: b -->\n<!-- end -->\n", "without the other"),
+        ("<!-- table: a -->\n<!-- end -->\n<!-- end -->\n", "without the other"),
+    ],
+    ids=["none", "one missing", "unknown", "twice", "no end", "no begin"],
+)
+def test_every_table_has_one_whole_place(parts: SimpleNamespace, tmp_path: Path, text: str, said: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        parts.places.pages_of(["a", "b"], [page])
+
+
+def test_only_what_stands_between_the_comments_is_written(parts: SimpleNamespace) -> None:
+    before = "one\n\n<!-- table: a -->\n\n| old |\n\n<!-- end -->\n\ntwo `<!-- table: a -->`\n"
+    after = "one\n\n<!-- table: a -->\n\n| x |\n| --- |\n\n<!-- end -->\n\ntwo `<!-- table: a -->`\n"
+    tables = {"a": ["| x |", "| --- |"]}
+    assert parts.places.filled(before, tables) == parts.places.filled(after, tables) == after
+
+
+def test_cells(parts: SimpleNamespace) -> None:
+    cells = parts.cells
+    assert cells.lines(["a", "b"], [["1", "2"]]) == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
+    assert cells.share(0.5, [0.25, 0.75]) == "50.0 % [25.0, 75.0]"
+    assert cells.share(0.5, [0.5, 0.5]) == "50.0 %"
+    assert cells.between([-0.004, 1]) == "[0.00, 1.00]"
+    counted = {"k": 1, "n": 2, "share": 0.5, "interval_95": [0.25, 0.75]}
+    assert cells.measured(counted) == "1 of 2: 50.0 % [25.0, 75.0]"
+    assert cells.measured({"mean": 0.5, "interval_95": [-0.25, 0.75]}) == "0.500 [-0.250, 0.750]"
+    assert cells.ratio({"median": 2, "interval_95": [1.5, 3]}) == "2.00 [1.50, 3.00]"
+    # Of 0.2, 0.4 and 0.6 the standard deviation is 0.2; 4.303 times 0.2 / sqrt(3) is 0.4969.
+    assert cells.over_seeds([0.2, 0.4, 0.6]) == "40.0 ± 49.7"
+    assert cells.over_seeds([0.2]) == "20.0"
