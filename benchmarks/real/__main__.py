@@ -20,7 +20,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,16 +57,27 @@ class Run:
     share: float = 1.0
 
 
-def _reader(epochs: float, rate: float) -> real.Size:
-    return real.Size(words=2500, hidden=96, window=256, warm_up=0.4, epochs=epochs, batch=32, rate=rate)
+def _reader(epochs: float, rate: float, *, warm_up: float = 0.4, hidden: int = 96) -> real.Size:
+    return real.Size(words=2500, hidden=hidden, window=256, warm_up=warm_up, epochs=epochs, batch=32, rate=rate)
+
+
+def _with_made(hidden: int, share: float = 1.0) -> Run:
+    return Run(_reader(epochs=1, rate=2e-3, warm_up=0.13, hidden=hidden), made=96_000, share=share)
 
 
 RUDE = {
-    "2 epochs": Run(_reader(epochs=2, rate=3e-3)),
-    "5 epochs": Run(_reader(epochs=3, rate=2e-3), start="2 epochs"),
-    "9 epochs": Run(_reader(epochs=4, rate=2e-3), start="5 epochs"),
+    "people's rows, 2 epochs": Run(_reader(epochs=2, rate=3e-3)),
+    "people's rows, 5 epochs": Run(_reader(epochs=3, rate=2e-3), start="people's rows, 2 epochs"),
+    "people's rows, 9 epochs": Run(_reader(epochs=4, rate=2e-3), start="people's rows, 5 epochs"),
+    "made rows, 64 wide": _with_made(64),
+    "made rows, 96 wide": _with_made(96),
+    "made rows, 128 wide": _with_made(128),
+    "made rows, 96 wide, of a quarter of the sentences": _with_made(96, share=0.25),
+    "made rows, 96 wide, three times as many": Run(
+        _reader(epochs=1, rate=2e-3), start="made rows, 96 wide", made=192_000
+    ),
 }
-"""By the epochs of corrections; each goes on from the one before, with a learning rate that rises and falls again."""
+"""By their rows. What starts from another one goes on from it, with a learning rate that rises and falls again."""
 CODE = real.Size(words=2000, hidden=64, window=640, warm_up=0.3, epochs=0.8, batch=8, rate=3e-3)
 
 
@@ -105,7 +117,8 @@ def trained(options: argparse.Namespace, name: str, known: rude.Rewrites) -> tup
     told = _told(run, {text: known[text] for text in some}, options.seed)
     # Another seed draws other neutral sentences, of which there are more than are trained on at once.
     seed = options.seed + list(RUDE).index(name)
-    aligner, training = real.trained(options.work, f"rude {name}", told, run.size, seed, start)
+    with labelled_only() if run.made else nullcontext():
+        aligner, training = real.trained(options.work, f"rude {name}", told, run.size, seed, start)
     return aligner, training | {"cpu_s": training["cpu_s"] + spent}
 
 
@@ -113,9 +126,25 @@ def _told(run: Run, known: rude.Rewrites, seed: int) -> list[Triple]:
     if not run.made:
         return rude.triples(known, QUESTION, seed)
     words = rude.lexicon(known, share=0.7, least=5)
-    fixes = {text: rude.target(text, rewrites, words) for text, rewrites in known.items()}
+    fixes = {text: rude.careful_target(text, rewrites, words) for text, rewrites in known.items()}
     edits = made.edits([(text, fix) for text, fix in fixes.items() if fix], rude.neutral(known), words)
-    return made.triples(edits, QUESTION, run.made, random.Random(seed))
+    # Who makes as many makes the same ones, and who goes on with more of them makes others.
+    return made.triples(edits, QUESTION, run.made, random.Random(seed + run.made))
+
+
+@contextmanager
+def labelled_only() -> Iterator[None]:
+    """Lets TRL score only the positions that have a label, which halves a step here and changes nothing but rounding.
+
+    TRL does so where there is Triton. On a CPU it scores the prompt too, three quarters of these rows.
+    """
+    from trl.trainer import utils
+
+    before, utils._use_triton = utils._use_triton, lambda device: True
+    try:
+        yield
+    finally:
+        utils._use_triton = before
 
 
 def tuning_apart(rows: Sequence[real.Row]) -> tuple[rude.Rewrites, rude.Rewrites]:

@@ -21,9 +21,9 @@ from bootstrap.pairs import Triple
 Pair = tuple[str, str]
 """A sentence and its correction."""
 
-KINDS = {"people": 0.3, "made": 0.4, "neutral": 0.3}
+KINDS = {"people": 0.29, "made": 0.39, "neutral": 0.32}
 """Of what the rows are, and their shares."""
-LONGEST = 24
+LONGEST = 30
 """The most words of a sentence that is put together."""
 
 
@@ -31,14 +31,16 @@ LONGEST = 24
 class Edits:
     """What people did to rude words, and the neutral sentences that they can be undone in.
 
-    `removed` has each removed piece with the words before and after it; `replaced` has, for what was written instead,
-    all that it stood for; `words` are those of the neutral sentences, as often as they occur there.
+    `removed` are the pieces that were removed, as often as they were, and `kinds` each of them once; `beside` has them by
+    the words next to them. `replaced` has, for what was written instead, all that it stood for. `words` are those of the
+    neutral sentences, as often as they occur there.
     """
 
     fixes: Sequence[Pair]
     neutral: Sequence[str]
     words: Sequence[str]
     removed: Sequence[str]
+    kinds: Sequence[str]
     beside: Mapping[str, Sequence[str]]
     replaced: Mapping[str, Sequence[str]]
 
@@ -61,7 +63,8 @@ def edits(fixes: Sequence[Pair], neutral: Sequence[str], rude_words: frozenset[s
             elif end - start <= 2 and last - first == 1:
                 replaced[theirs[first]].append(piece)
     clean = [text for text in neutral if not rude.is_rude(text, rude_words)]
-    return Edits(fixes, clean, " ".join(clean).lower().split(), removed, beside, replaced)
+    words = " ".join(clean).lower().split()
+    return Edits(fixes, clean, words, removed, sorted(set(removed)), beside, replaced)
 
 
 def sentence(known: Edits, dice: random.Random) -> list[str]:
@@ -82,15 +85,22 @@ def noisy(known: Edits, words: Sequence[str], dice: random.Random) -> list[str]:
 def pair(known: Edits, dice: random.Random) -> Pair:
     """A neutral sentence made rude: words that stood for rude ones become those again, and removed ones are put in."""
     neutral = sentence(known, dice)
-    rude_one = [
+    spoilt = [
         dice.choice(known.replaced[word]) if word in known.replaced and dice.random() < 0.3 else word
         for word in neutral
     ]
-    for _ in range(dice.choice([0, 0, 1] if rude_one != neutral else [1, 1, 1, 2])):
-        at = dice.randint(0, len(rude_one))
-        fitting = [piece for word in rude_one[max(0, at - 1) : at + 1] for piece in known.beside.get(word, [])]
-        rude_one.insert(at, dice.choice(fitting if fitting and dice.random() < 0.7 else known.removed))
-    return " ".join(rude_one), " ".join(neutral)
+    for _ in range(dice.choice([0, 0, 1] if spoilt != neutral else [1, 1, 2, 3])):
+        at = dice.randint(0, len(spoilt))
+        spoilt.insert(at, _piece(known, spoilt[max(0, at - 1) : at + 1], dice))
+    return " ".join(spoilt), " ".join(neutral)
+
+
+def _piece(known: Edits, beside: Sequence[str], dice: random.Random) -> str:
+    """A removed piece: in half of all calls one that stood beside these words, else often one that is seldom seen."""
+    fitting = [piece for word in beside for piece in known.beside.get(word, [])]
+    if fitting and dice.random() < 0.5:
+        return dice.choice(fitting)
+    return dice.choice(known.kinds if dice.random() < 0.6 else known.removed)
 
 
 def varied(known: Edits, fix: Pair, dice: random.Random) -> Pair:
@@ -106,7 +116,7 @@ def varied(known: Edits, fix: Pair, dice: random.Random) -> Pair:
 
 
 def triples(known: Edits, question: str, count: int, dice: random.Random) -> list[Triple]:
-    """So many rows: three tenths are people's corrections, four made ones, and three sentences that need nothing."""
+    """So many rows, each of one of `KINDS`: corrections by people, made ones, and sentences that need nothing."""
     return [_triple(known, question, kind, dice) for kind in dice.choices(list(KINDS), list(KINDS.values()), k=count)]
 
 

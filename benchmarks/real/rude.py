@@ -101,10 +101,45 @@ def target(sentence: str, rewrites: Sequence[str], rude: frozenset[str]) -> str 
     None where no rewrite is near enough to learn an edit from.
     """
     touched = rude if is_rude(sentence, rude) else None
-    found = dict.fromkeys(
-        minimal(sentence, one, touched) for one in rewrites if touched or word_f1(sentence, one) > FAR
+    near = [one for one in rewrites if touched or word_f1(sentence, one) > FAR]
+    return _nearest([minimal(sentence, one, touched) for one in near], sentence, rewrites, rude)
+
+
+def careful_target(sentence: str, rewrites: Sequence[str], rude: frozenset[str]) -> str | None:
+    """As `target`, of the changes alone that take no other word than rude ones.
+
+    Where everybody changed more than that, only the rude words are taken out of what was changed. None for a sentence
+    without a rude word, and where people left one.
+    """
+    if not is_rude(sentence, rude):
+        return None
+    for edit in (minimal, _cut):
+        edits = [edit(sentence, one, rude) for one in rewrites]
+        careful = [text for text in edits if others(sentence, rude) <= set(words(text))]
+        if (found := _nearest(careful, sentence, rewrites, rude)) is not None:
+            return found
+    return None
+
+
+def _cut(sentence: str, rewrite: str, rude: frozenset[str]) -> str:
+    """The sentence without the rude words of what the rewrite changed."""
+    ours, theirs = sentence.split(), rewrite.split()
+    pieces = (
+        word
+        for kind, start, end, _, _ in changes(ours, theirs)
+        for word in ours[start:end]
+        if kind == "equal" or not is_rude(word, rude)
     )
-    polite = [text for text in found if text and text != sentence and not is_rude(text, rude)]
+    return " ".join(pieces)
+
+
+def others(sentence: str, rude: frozenset[str]) -> set[str]:
+    """The words that are not rude."""
+    return set(words(sentence)) - rude
+
+
+def _nearest(edits: Sequence[str], sentence: str, rewrites: Sequence[str], rude: frozenset[str]) -> str | None:
+    polite = [text for text in dict.fromkeys(edits) if text and text != sentence and not is_rude(text, rude)]
     return max(polite, key=lambda text: statistics.mean(word_f1(text, one) for one in rewrites), default=None)
 
 
