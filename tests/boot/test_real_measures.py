@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from aligner_chain import Exchange
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [str(ROOT / "benchmarks" / name) for name in ("real", "harm", "tables", "")]
-NAMES = ("rude", "politeness", "programs", "tables", "real", "report")
+NAMES = ("made", "rude", "politeness", "programs", "tables", "real", "report")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,69 @@ def test_a_target_is_polite_and_of_several_the_nearest_to_all(measures: SimpleNa
     # Where no word is rude all changes are taken, if there are few.
     assert measures.rude.target("go to hades my cat", ["go away my cat"], lexicon) == "go away my cat"
     assert measures.rude.target("go to hades my cat", ["please leave"], lexicon) is None
+
+
+def test_a_careful_target_takes_no_other_word(measures: SimpleNamespace) -> None:
+    lexicon = frozenset({"blorp", "snib"})
+
+    def target(*rewrites: str) -> str | None:
+        return measures.rude.careful_target("you blorp cat, go snib home", rewrites, lexicon)
+
+    assert target("be gone", "you silly cat, go home") == "you silly cat, go home"
+    # Where everybody took more, their rude words alone are taken.
+    assert target("you dog, go home") == "you cat, go home"
+    assert target("you dog, go snib home") is None
+    assert measures.rude.careful_target("go home", ["go away"], lexicon) is None
+
+
+@pytest.fixture
+def edits(measures: SimpleNamespace) -> Any:
+    fixes = [
+        ("you blorp cat", "you cat"),
+        ("a blorp", "a"),
+        ("the snib ran", "the dog ran"),
+        ("oh my snib", "oh my dog"),
+    ]
+    return measures.made.edits(fixes, ["You and I", "the dog sat", "a blorp sat"], frozenset({"blorp", "snib"}))
+
+
+def test_edits_are_what_people_removed_and_replaced(edits: Any) -> None:
+    assert (edits.removed, edits.kinds) == (["blorp", "blorp"], ["blorp"])
+    assert edits.beside == {"you": ["blorp"], "cat": ["blorp"], "a": ["blorp"]}
+    assert edits.replaced == {"dog": ["snib", "snib"]}
+    assert edits.neutral == ["You and I", "the dog sat"]
+    assert edits.words == ["you", "and", "i", "the", "dog", "sat"]
+
+
+def test_a_made_sentence_becomes_the_neutral_one_without_its_rude_words(measures: SimpleNamespace, edits: Any) -> None:
+    dice = random.Random(0)
+    for _ in range(300):
+        sentence, correction = measures.made.pair(edits, dice)
+        assert set(correction.split()) <= set(edits.words)
+        without = [word for word in sentence.replace("snib", "dog").split() if word != "blorp"]
+        assert sentence != correction == " ".join(without)
+
+
+def test_other_words_stand_where_a_person_changed_nothing(measures: SimpleNamespace, edits: Any) -> None:
+    fix = ("the old snib ran and blorp sat there", "the old dog ran and sat there")
+    made = {measures.made.varied(edits, fix, random.Random(seed)) for seed in range(50)}
+    assert fix in made
+    assert len(made) > 10
+    for sentence, correction in made:
+        assert [(at, word) for at, word in enumerate(sentence.split()) if word in ("snib", "blorp")] == [
+            (2, "snib"),
+            (5, "blorp"),
+        ]
+        kept = [word for word in sentence.split() if word not in ("snib", "blorp")]
+        assert correction.split() == [*kept[:2], "dog", *kept[2:]]
+
+
+def test_made_rows_are_the_same_for_the_same_seed_and_of_three_kinds(measures: SimpleNamespace, edits: Any) -> None:
+    rows, again = (measures.made.triples(edits, "Kind?", 500, random.Random(7)) for _ in range(2))
+    assert rows == again
+    keeps = [one.answer for one in rows if one.correction is None]
+    assert 0.27 < len(keeps) / len(rows) < 0.37
+    assert not any("blorp" in text or "snib" in text for text in keeps)
 
 
 def test_what_is_trained_on_is_every_sentence_once_and_every_neutral_one(measures: SimpleNamespace) -> None:
