@@ -2,11 +2,13 @@
 
     python benchmarks/real paradetox --data folder-with-train-and-dev --work real-work
     python benchmarks/real debugbench --data folder-with-train-and-dev --work real-work
+    python benchmarks/real loop --data folder-with-train-and-dev --work loop-work
     python benchmarks/real show
 
-The first two train on a folder's train.jsonl, keep the Aligners in --work and train none twice, measure on dev.jsonl and
+All but the last train on a folder's train.jsonl, keep the Aligners in --work and train none twice, measure on dev.jsonl and
 write benchmarks/results/real_*.json. `--tune` measures on the part of train.jsonl that none is trained on, prints what it
-finds and reads no dev.jsonl: settings are chosen so. `--only NAME` is one Aligner of several. `show` prints the tables of
+finds and reads no dev.jsonl: settings are chosen so. `--only NAME` is one Aligner of several; of the loop, the one that
+it begins with. `show` prints the tables of
 docs/real_data.md from the stored files alone, that of GSM8K from harm_gsm8k.json, which `benchmarks/harm gsm8k` writes.
 Set OMP_NUM_THREADS=1: models as small as these get no faster with more.
 """
@@ -22,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aligner_chain import Aligner, __version__
@@ -31,6 +33,7 @@ from bootstrap.pairs import Triple
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent / folder) for folder in ("harm", "tables", "")]
+import loop  # noqa: E402
 import made  # noqa: E402
 import politeness  # noqa: E402
 import programs  # noqa: E402
@@ -78,6 +81,8 @@ RUDE = {
     ),
 }
 """By their rows. What starts from another one goes on from it, with a learning rate that rises and falls again."""
+LOOP = "made rows, 96 wide"
+"""The Aligner that the loop begins with."""
 CODE = real.Size(words=2000, hidden=64, window=640, warm_up=0.3, epochs=0.8, batch=8, rate=3e-3)
 
 
@@ -162,6 +167,18 @@ def sentences(rows: Sequence[real.Row]) -> dict[str, list[str]]:
     return dict(found)
 
 
+def rounds(options: argparse.Namespace) -> Figures:
+    """The rounds of `loop` with an Aligner of `paradetox`, which is trained here where it is not in the folder."""
+    train, tune = tuning_apart(real.rows_of(options.data, "train"))
+    measured = tune if options.tune else sentences(real.rows_of(options.data, "dev"))
+    known, name = {**train, **tune}, (options.only or [LOOP])[0]
+    aligner, _ = trained(options, name, train)
+    aligner.close()
+    recipe = loop.Recipe(name, options.work / f"rude {name}", replace(RUDE[name].size, epochs=1, rate=1e-3))
+    lexicon, wider = rude.lexicon(known), rude.lexicon(known, share=0.7, least=5)
+    return loop.Loop(options.work / "loop", train, lexicon, wider, recipe, options.seed).run(measured)
+
+
 def debugbench(options: argparse.Namespace) -> Figures:
     train, dev = (programs.debugbench(real.rows_of(options.data, part)) for part in ("train", "dev"))
     aligner, training = real.trained(options.work, "programs", real.triples_of(train), CODE, options.seed)
@@ -179,7 +196,7 @@ def write(name: str, seed: int, started: float, figures: Figures) -> Path:
     return path
 
 
-RUNS = {"paradetox": paradetox, "debugbench": debugbench}
+RUNS = {"paradetox": paradetox, "debugbench": debugbench, "loop": rounds}
 
 
 def main() -> None:
@@ -187,8 +204,8 @@ def main() -> None:
     parser.add_argument("what", choices=[*RUNS, "show"])
     parser.add_argument("--data", type=Path, help="the folder with train.jsonl and dev.jsonl")
     parser.add_argument("--work", type=Path, default=Path("real-work"), help="where trained models are kept")
-    parser.add_argument("--only", choices=RUDE, action="append", help="of paradetox, this Aligner alone; repeatable")
-    parser.add_argument("--tune", action="store_true", help="of paradetox: measure on the tuning part, write no file")
+    parser.add_argument("--only", choices=RUDE, action="append", help="this Aligner alone; repeatable")
+    parser.add_argument("--tune", action="store_true", help="measure on the tuning part, write no file")
     parser.add_argument("--seed", type=int, default=10)
     options = parser.parse_args()
     if options.what == "show":

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from cells import between, measured, percent
 from cells import lines as _lines
-from cells import measured as _cell
 from stored import RESULTS, Figures
 
 POLITE = {
@@ -19,6 +19,19 @@ POLITE = {
     "neutral_kept": "neutral, kept",
     "neutral_small_kept": "neutral in small letters, kept",
 }
+ENDINGS = {
+    "rude": "rude",
+    "content": "F1 with the start's",
+    "people": "F1 with people's",
+    "unknown_words": "unknown words",
+    "short": "a word or none",
+    "length": "length",
+    "no_mark": "no mark at the end",
+    "distinct": "different endings",
+    "changed": "changed by the Aligner",
+    "lost": "lost a word",
+}
+LIKELIHOODS = {"rude": "rude endings", "deleted": "the same without rude words", "people": "people's rewrites of them"}
 PROGRAMS = {
     "right_kept": "accepted, kept",
     "wrong_changed": "buggy, changed",
@@ -84,6 +97,29 @@ def gsm8k(found: Figures) -> list[str]:
     return _table("GSM8K", SOLUTIONS, found["dev"].items())
 
 
+def loop(found: Figures) -> list[str]:
+    """The most likely endings, drawn ones, how likely what was really said is, and how the rounds ended."""
+    return [
+        *_table("most likely endings", ENDINGS, found["greedy"].items()),
+        "",
+        *_table("drawn endings", ENDINGS, found["drawn"].items()),
+        "",
+        *_table("nats per token", LIKELIHOODS, found["likelihoods"].items()),
+        "",
+        *_lines(
+            ["round", "ended", "pairs", "corrections confirmed", "Aligner's rows", "gates that did not promote"],
+            [_round(one) for one in found["rounds"]],
+        ),
+    ]
+
+
+def _round(one: Figures) -> list[str]:
+    refused = [f"{gate['name']}: {gate['decision']}" for gate in one["gates"] if gate["decision"] != "promote"]
+    confirmed = f"{one['confirmed']} of {one['confirmed'] + one['refused']}" if one["confirmed"] is not None else "-"
+    rows = "-" if one["aligner_rows"] is None else f"{one['aligner_rows']:,}"
+    return [str(one["round"]), one["status"], f"{one['pairs']:,}", confirmed, rows, "; ".join(refused) or "none"]
+
+
 def _table(title: str, columns: dict[str, str], rows: Iterable[tuple[str, Figures]]) -> list[str]:
     return _lines([title, *columns.values()], [[name, *_cells(columns, one)] for name, one in rows])
 
@@ -92,8 +128,15 @@ def _cells(columns: Iterable[str], one: Figures) -> list[str]:
     return [_cell(one[name]) if name in one else "-" for name in columns]
 
 
+def _cell(one: Figures | float) -> str:
+    if isinstance(one, float):
+        return percent(one)
+    return f"{one['ratio']:.3f} {between(one['interval_95'], digits=3)}" if "ratio" in one else measured(one)
+
+
 TABLES: dict[str, Callable[[Figures], list[str]]] = {
     "real_paradetox": paradetox,
+    "real_loop": loop,
     "real_debugbench": debugbench,
     "harm_gsm8k": gsm8k,
 }

@@ -12,11 +12,27 @@ from typing import Any
 
 import pytest
 
-from aligner_chain import Exchange
+from aligner_chain import Correction, Exchange, Turn
+from aligner_chain.templates import chat_prompt, encode
+from bootstrap.demo.models import new_model
+from bootstrap.pairs import Triple
+from bootstrap.records import split_of
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [str(ROOT / "benchmarks" / name) for name in ("real", "harm", "tables", "")]
-NAMES = ("made", "rude", "politeness", "programs", "tables", "real", "report")
+NAMES = (
+    "made",
+    "rude",
+    "politeness",
+    "programs",
+    "tables",
+    "real",
+    "report",
+    "endings",
+    "before_after",
+    "speaker",
+    "loop",
+)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +246,114 @@ def test_a_program_stops_parsing_only_if_it_did_before(measures: SimpleNamespace
     }
 
 
-@pytest.mark.parametrize("name", ["real_paradetox", "real_debugbench", "harm_gsm8k"])
+def test_a_sentence_is_cut_behind_four_words_or_before_its_first_change(measures: SimpleNamespace) -> None:
+    def row(answer: str, correction: str | None) -> Triple:
+        return Triple(turns=(Turn(role="user", text=""),), answer=answer, correction=correction)
+
+    rows = [
+        row("a b c d e blorp", "a b c d e"),
+        row("a b blorp d e f", "a b d e f"),
+        row("blorp b c d e", "b c d e"),
+        row("a b c d blorp", "a b c d"),
+        row("A b  c d e", None),
+        row("a b c d", None),
+    ]
+    found = [(one.turns[-1].text, one.answer, one.correction) for one in measures.endings.ended(rows)]
+    assert found == [("a b c d", "e blorp", "e"), ("a b", "blorp d e f", "d e f"), ("A b c d", "e", None)]
+
+
+def test_a_beginning_has_no_rude_word_and_an_ending(measures: SimpleNamespace) -> None:
+    sentences = ["a b c d e blorp", "a b c d f", "a blorp c d e", "a b c d", "k l m n o"]
+    found = measures.endings.beginnings(sentences, frozenset({"blorp"}))
+    assert found == {"a b c d": "a b c d e blorp", "k l m n": "k l m n o"}
+
+
+def test_no_beginning_of_the_loop_is_one_that_its_upstream_was_trained_on(measures: SimpleNamespace) -> None:
+    known = {f"so{at} it is a blorp{end}": ["it is"] for at in range(3000) for end in ("", " again")}
+    found = measures.loop.parts(known, frozenset({"blorp"}), 1)
+    upstream = {measures.endings.cut(text)[0] for text in found.upstream}
+    assert len(found.live) == len(set(found.live)) == measures.loop.ROUNDS * measures.loop.LIVE
+    assert not upstream & {*found.live, *found.gate}
+    assert {split_of(measures.endings.asked(one)) for one in found.live} == {"train"}
+    assert {split_of(measures.endings.asked(one)) for one in found.gate} == {"gate"}
+    # Nothing of a beginning is left over: what is asked in neither is taught, with both of its sentences.
+    assert len(found.upstream) == 2 * (3000 - len(found.live) - len(found.gate))
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("you cat", (True, True, True)),
+        ("you Blorp!", (False, True, True)),
+        ("!", (True, False, True)),
+        ("I cannot cat you", (True, False, True)),
+        ("you catt", (True, True, False)),
+        ("", (True, False, True)),
+    ],
+    ids=["right", "rude", "no word", "refusal", "unknown word", "empty"],
+)
+def test_the_judge_of_the_loop(measures: SimpleNamespace, answer: str, verdict: tuple[bool, ...]) -> None:
+    judge = measures.endings.judge(frozenset({"blorp"}), frozenset({"you", "cat", "blorp", "i", "cannot"}))
+    [found] = judge([Exchange(turns=(), answer=answer)])
+    assert tuple(found.values()) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "fit"),
+    [("you are a cat", True), ("you are a good cat", True), ("you are a", False), ("you snib are a cat", False)],
+    ids=["deleted", "replaced", "lost a word", "still rude"],
+)
+def test_the_verifier_of_the_loop_wants_it_polite_and_whole(measures: SimpleNamespace, text: str, fit: bool) -> None:
+    asked = Exchange(turns=(), answer="you snib are a cat")
+    correction = Correction(exchange=asked, text=text, outcome="corrected")
+    assert measures.endings.Verifier(frozenset({"snib"}))([correction]) == [fit]
+
+
+def test_endings_are_measured_against_the_start_without_its_rude_words(measures: SimpleNamespace) -> None:
+    ruler = measures.endings.Ruler(
+        beginnings=["so it", "and he"],
+        rewrites=[["So it was a day"], ["and he left", "and he did go"]],
+        start=["was blorp a day", "left blorp"],
+        lexicon=frozenset({"blorp"}),
+        known=frozenset({"was", "a", "day", "left", "blorp"}),
+    )
+    said = measures.endings.Said(["was a blorp day", "gone"], ["was a day", "gone"])
+    found = ruler.corrected(said)
+    assert (found["rude"]["k"], found["changed"]["k"], found["lost"]["k"]) == (0, 1, 0)
+    assert found["rude_against_start"]["change"] == -1
+    assert found["content"]["mean"] == pytest.approx((1 + 0) / 2)
+    # Of the whole "and he gone" two of three words are those of "and he left".
+    assert found["people"]["mean"] == pytest.approx((1 + 2 * 2 / 6) / 2)
+    assert (found["unknown_words"]["k"], found["short"]["k"]) == (1, 1)
+    assert found["length"]["ratio"] == pytest.approx(4 / 6)
+    assert found["distinct"] == 1
+    alone = ruler.row(measures.endings.Said(said.answers, said.answers))
+    assert alone["rude"]["k"] == 1
+    assert "changed" not in alone
+
+
+def test_how_likely_an_ending_is_to_an_upstream_is_what_the_model_itself_says(
+    measures: SimpleNamespace, tmp_path: Path
+) -> None:
+    import torch
+
+    tokenizer = measures.speaker.tokenizer_of(["so it was a day", "and he left again"])
+    model = new_model(tokenizer, seed=1, hidden=16, layers=1, window=64)
+    for one in (model, tokenizer):
+        one.save_pretrained(tmp_path)
+    said = {"so it": "was a day", "and he": "left"}
+    found = measures.before_after.likelihood(
+        tmp_path, [Exchange(turns=measures.endings.asked(one), answer=answer) for one, answer in said.items()]
+    )
+    for likely, (beginning, ending) in zip(found, said.items(), strict=True):
+        prompt = chat_prompt(tokenizer, measures.endings.asked(beginning))
+        ids = torch.tensor([[*prompt, *encode(tokenizer, ending)]])
+        scores = model.eval()(input_ids=ids).logits.log_softmax(-1)[0, :-1]
+        each = scores.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :]
+        assert likely == pytest.approx(each.mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["real_paradetox", "real_loop", "real_debugbench", "harm_gsm8k"])
 def test_the_docs_show_the_stored_figures(measures: SimpleNamespace, name: str) -> None:
     lines = measures.tables.TABLES[name](measures.tables.stored(measures.report.RESULTS / f"{name}.json"))
     page = (ROOT / "docs" / "real_data.md").read_text(encoding="utf-8")
