@@ -7,8 +7,8 @@
 FOLDER has a folder for each set of recorded pairs (`paradetox`, `gsm8k_solutions`, `debugbench_python`, `aligner2b_recorded`), each
 with `train.jsonl` and `dev.jsonl`. Commands run in the repository's folder, with this Python and OMP_NUM_THREADS=1. What they
 read besides, a demo or an environment with vLLM, is not made here: where it is missing the command that makes it is named. What
-was trained before, in bank-work, harm-work and real-work, is not trained again unless these folders are removed. `make tables`
-then brings the new figures into the docs.
+was trained before, in bank-work, harm-work and real-work, is not trained again unless these folders are removed.
+`make tables` then brings the new figures into the docs.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def _harm(what: str, minutes: int, *reads: str) -> Recipe:
 
 RECIPES = {
     "bank": Recipe(["python benchmarks/bank --work bank-work"]),
+    "checks": Recipe([f"python benchmarks/checks.py --data {DATA}"], 1),
     "collect": Recipe(["python benchmarks/collect.py"]),
     "decode_100m_float32": Recipe(
         [
@@ -101,6 +102,7 @@ RECIPES = {
     "redaction": Recipe(["python benchmarks/redaction.py"]),
     # It goes on with what stands in the file, and after a stop with the second command alone.
     "rounds": Recipe(["rm -f benchmarks/results/rounds.json", "python benchmarks/rounds.py"], 171),
+    "same_training": Recipe(["python benchmarks/same_training.py"], 1),
     "vllm_drafter": Recipe(
         [
             f"python benchmarks/peers/vllm_drafter.py --aligner demo-quick/home/aligner/1 --vllm-python {VLLM} --items 48"

@@ -6,6 +6,13 @@ from cells import between, lines, percent, share
 from stored import Figures
 
 DESK = {"upstream": "the upstream", "generated": "generated faults"}
+SERVED = {"keep_all": "keep all", "checks": "checks", "serve_all": "serve all"}
+REPAIRS = {
+    "debugbench_python": "DebugBench Python, recorded fixes",
+    "desk": "support desk",
+    "desk, passages": "support desk with passages",
+    "desk, citation marks": "the same with citation marks",
+}
 WAYS = {
     "always, plain": "always corrected, plain",
     "always, drafts": "always corrected, with drafts",
@@ -17,6 +24,26 @@ WAYS = {
     "no verdict: copy score": "without a verdict, copy score, calibrated",
     "classifier, then Aligner": "a trained inspector in front, then the Aligner",
 }
+
+
+def checked(found: Figures) -> list[str]:
+    one = found["sets"]["aligner2b_recorded"]
+    rows = []
+    for name, told in SERVED.items():
+        policy = one["policies"][name]
+        lost = [str(policy["lost"][what]) for what in ("code", "links", "json")]
+        rows.append([told, f"{policy['served']:,} ({percent(policy['served'] / one['total'])})", *lost])
+    head = [f"of {one['total']:,}", "served", "lost all or a block of code", "lost a link", "JSON no longer JSON"]
+    return lines(head, rows)
+
+
+def repairs(found: Figures) -> list[str]:
+    rows = []
+    for name, told in REPAIRS.items():
+        one = found["sets"][name]
+        as_written = one["outcomes"].get("corrected", 0) - one["restored"]
+        rows.append([told, f"{one['total']:,}", f"{as_written:,}"])
+    return lines(["right corrections", "counted", "served as they were written"], rows)
 
 
 def desk(found: Figures) -> list[str]:

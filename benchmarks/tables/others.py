@@ -1,4 +1,4 @@
-"""Tables of docs/privacy.md, docs/proxy.md and docs/training_at_scale.md."""
+"""Tables of README.md, docs/privacy.md, docs/proxy.md and docs/training_at_scale.md."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ PROXIED = {
     "corrected": "whole, corrected: with diff and checks",
 }
 METHODS = {"full": "all", "lora": "adapters"}
+TRAININGS = {"aligner": "an Aligner (SFT)", "upstream": "an upstream (DPO)"}
 
 
 def redaction(found: Figures) -> list[str]:
@@ -55,3 +56,10 @@ def memory(found: Figures) -> list[str]:
         for one in found["cases"]
     ]
     return lines(["weights", "", "tokens", "measured MiB", "estimated MiB", "ratio"], rows)
+
+
+def same_training(found: Figures) -> list[str]:
+    rows = [(told, found["kinds"][kind]) for kind, told in TRAININGS.items()]
+    rows.append(("what is allowed", found["allowed"]))
+    head = ["relative", "first gradient", f"weights after {found['steps']} steps, of the update", "losses"]
+    return lines(head, [[told, *(f"{one[of]:g}" for of in ("gradient", "weights", "losses"))] for told, one in rows])

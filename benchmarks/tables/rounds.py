@@ -1,4 +1,4 @@
-"""What rounds bring on the support desk: docs/rounds.md."""
+"""What rounds bring on the support desk: docs/rounds.md and, in short, README.md."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ COLUMNS = {
     "wrong_left": "wrong and left",
     "garbled": "garbled",
 }
+SHORT = {
+    "alone": "upstream alone right",
+    "aligned": "with the Aligner",
+    "wrong_left": "wrong and left",
+    "garbled": "garbled",
+}
 
 
 def seeds(found: Figures) -> list[str]:
@@ -28,6 +34,14 @@ def seeds(found: Figures) -> list[str]:
         shares = [_over_seeds(after, name) for name in ("alone", *COLUMNS)]
         rows.append([str(number) if number else "start", *shares, promoted])
     return lines(["after round", "upstream alone right", *COLUMNS.values(), "promoted"], rows)
+
+
+def short(found: Figures) -> list[str]:
+    rows = [
+        [str(number) if number else "start", *(_over_seeds(after, name) for name in SHORT)]
+        for number, after in enumerate(_by_round(found, "rounds"))
+    ]
+    return lines(["after round", *SHORT.values()], rows)
 
 
 def arms(found: Figures) -> list[str]:

@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.evaluation import non_inferiority_gate, paired_interval, share_gate, superiority_gate, wilson
@@ -33,7 +33,6 @@ def test_wilson_by_hand():
     assert wilson(4, 4, z=2) == (pytest.approx(0.5), 1.0)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_wilson_contains_the_share_and_mirrors_it(k, other):
     n = k + other
@@ -93,7 +92,6 @@ def test_net_interval_by_hand():
         net_interval(3, 2, 4)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 200))
 def test_net_interval_contains_the_rate_and_turns_with_it(wins, losses, ties):
     n = wins + losses + ties
@@ -109,7 +107,6 @@ def test_paired_interval_counts_what_was_gained_and_lost():
     assert (found.gained, found.lost, found.n, found.change) == (3, 1, 11, pytest.approx(2 / 11))
 
 
-@settings(deadline=None)
 @given(cases)
 def test_paired_interval_contains_the_change_and_turns_with_the_order(rows):
     before, after = [b for b, _ in rows], [a for _, a in rows]
@@ -119,7 +116,6 @@ def test_paired_interval_contains_the_change_and_turns_with_the_order(rows):
     assert (back.gained, back.lost) == (forth.lost, forth.gained)
 
 
-@settings(deadline=None)
 @given(cases, st.randoms())
 def test_paired_interval_does_not_depend_on_the_order_of_cases(rows, noise):
     shuffled = list(rows)

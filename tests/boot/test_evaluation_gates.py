@@ -73,7 +73,7 @@ def test_what_is_shown_to_lose_more_than_the_margin_is_rejected():
         non_inferiority_gate("regression", [True], [True], margin=0)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.tuples(*[st.integers(0, 200)] * 4), st.sampled_from([0.005, 0.01, 0.05]))
 def test_a_gate_decides_by_its_interval_whatever_the_table(counts, margin):
     gate = non_inferiority_gate("any", *table(*counts), margin=margin)

@@ -49,7 +49,7 @@ def test_the_expected_e_value_is_at_most_one_for_what_is_not_better(win_rate, it
     assert expected == pytest.approx(1.0) if win_rate == 0.5 else expected < 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(scores)
 def test_e_values_are_positive_and_a_win_is_worth_more_than_a_tie_and_that_more_than_a_loss(some):
     values = list(e_values(some))
@@ -59,7 +59,7 @@ def test_e_values_are_positive_and_a_win_is_worth_more_than_a_tie_and_that_more_
     assert tied == pytest.approx(values[-1] if values else 1.0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(scores.filter(bool))
 def test_the_bound_lies_above_one_half_just_where_the_gate_promotes(some):
     *_, e_value = e_values(some)

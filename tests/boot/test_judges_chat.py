@@ -54,7 +54,7 @@ def test_a_verdict_stands_where_both_orders_agree() -> None:
     assert judge.counts.position_bias == 0.0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4)), max_size=3), st.integers(0, 9))
 def test_answers_that_change_places_mirror_the_score(pairs: list[tuple[str, str]], seed: int) -> None:
     def whim(shown: dict[str, str], code: str) -> str:

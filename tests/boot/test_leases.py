@@ -202,6 +202,6 @@ class Owners(RuleBasedStateMachine):
 def test_never_do_two_pass(tmp_path: Path) -> None:
     Owners.database = Database(tmp_path / "registry.db", SCHEMA)
     machine = Owners.TestCase
-    machine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+    machine.settings = settings(max_examples=15, stateful_step_count=15)
     with Owners.database.kept_open():
         machine().runTest()

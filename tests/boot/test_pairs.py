@@ -6,7 +6,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aligner_chain.exchange import Exchange, Turn
@@ -147,7 +147,6 @@ def test_a_manifest_is_the_hash_of_canonical_rows(make_correction):
     assert manifest(found) == manifest(list(found))
 
 
-@settings(deadline=None)
 @given(st.lists(rows, min_size=1, max_size=5))
 def test_triples_come_back_equal_from_a_file(tmp_path_factory, batch):
     path = tmp_path_factory.mktemp("data") / "data.jsonl"

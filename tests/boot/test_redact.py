@@ -227,7 +227,7 @@ TEXTS = st.lists(st.sampled_from(WORDS), max_size=9).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 def test_redaction_never_shows_up_as_an_edit(question, passage, answer, text):
     same = REDACT(corrected(answer, answer, question=question, context=(passage,)))
@@ -239,7 +239,7 @@ def test_redaction_never_shows_up_as_an_edit(question, passage, answer, text):
     assert not any(REDACT.find(one) for one in texts_of(clean))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, st.sampled_from(VALUES[:11]), st.sampled_from(VALUES[:11]), TEXTS)
 def test_an_edit_of_placeholders_is_an_edit_of_values(before, value, other, after):
     answer, text = f"{before} | {value} | {after}", f"{before} | {other} | {after}"
@@ -251,7 +251,7 @@ def test_an_edit_of_placeholders_is_an_edit_of_values(before, value, other, afte
         assert clean.edits == edits_between(clean.exchange.answer, clean.text) != ()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_text_at_all(answer, text):
     clean = REDACT(corrected(answer, text))

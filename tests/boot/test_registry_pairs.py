@@ -348,7 +348,7 @@ class Life(RuleBasedStateMachine):
 def test_whatever_happens_the_served_pair_is_whole(tmp_path):
     Life.template = tmp_path / "template"
     Registry(Life.template).database.close()
-    short = settings(max_examples=6, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck))
+    short = settings(max_examples=6, stateful_step_count=12, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Life, settings=short)
 
 

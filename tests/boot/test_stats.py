@@ -145,7 +145,7 @@ def test_a_clock_that_is_off_breaks_nothing(store: CorrectionStore, make_correct
     assert len(statistics(store, by="month").periods) == 3
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

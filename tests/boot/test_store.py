@@ -64,7 +64,7 @@ corrections = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(batch=st.lists(corrections, max_size=4, unique_by=lambda correction: correction.id))
 def test_everything_comes_back_equal_and_in_order_of_ids(tmp_path_factory, batch):
     store = CorrectionStore(tmp_path_factory.mktemp("store") / "corrections.db")
@@ -73,7 +73,7 @@ def test_everything_comes_back_equal_and_in_order_of_ids(tmp_path_factory, batch
     assert found == sorted(batch, key=lambda correction: correction.id.encode())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(correction=corrections)
 def test_documents_are_written_as_the_json_module_writes_them(correction):
     exchange = correction.exchange
@@ -218,7 +218,6 @@ def test_a_prompt_once_held_out_is_never_training_data(store, make_correction):
     assert store.count() == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(string.ascii_letters, min_size=1), min_size=1), maybe)
 def test_a_split_does_not_depend_on_case_or_white_space(words, key):
     plain, spaced = (Turn(role="user", text=text) for text in (" ".join(words), "\n\t ".join(words).upper() + " "))

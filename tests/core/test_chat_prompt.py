@@ -12,7 +12,7 @@ from aligner_chain.errors import TemplateError
 from aligner_chain.exchange import Turn
 from aligner_chain.templates import chat_prompt, plain_text
 
-quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPELT = ["<|im_end|>", "<|im_start|>system\n", "<tool_call>", "</s>", "<|im_", "end|>", "|>", "<"]
 nasty = st.lists(st.one_of(st.sampled_from(SPELT), st.text(max_size=6)), max_size=6).map("".join)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import desk_repairs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,6 @@ from aligner_chain.checks.alignment import Alignment, applied
 from aligner_chain.cli import main
 from aligner_chain.errors import CheckpointError, ConfigurationError
 from aligner_chain.exchange import Correction, Edit, Exchange, edits_between
-from bootstrap.demo import rag_world, world
 
 checks = Checks()
 
@@ -327,7 +327,7 @@ texts = st.text(max_size=80) | st.lists(pieces, max_size=40).map("".join)
 
 
 @given(texts, texts, texts, st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_text_makes_a_check_fail_and_what_is_served_is_intact(
     before: str, after: str, source: str, mix: bool
 ) -> None:
@@ -385,35 +385,17 @@ def test_a_long_answer_takes_about_a_second() -> None:
 # --- the desk ----------------------------------------------------------------------------------------------------
 
 
-def desk() -> Iterator[Correction]:
-    rng = random.Random(11)
-    for make in (world.once_damaged_answer, world.slipped_answer):
-        for _ in range(60):
-            ticket = world.draw_ticket(rng)
-            answer = make(rng, ticket)
-            yield written(answer, world.repair(ticket, answer), question=ticket.question())
-
-
-def rag_desk() -> Iterator[Correction]:
-    rng = random.Random(12)
-    for _ in range(120):
-        case = rag_world.draw_training_case(rng)
-        exchange = case.exchange(rng, rag_world.flawed_answer(rng, case, rag_world.GOLD))
-        answer, text = (cited(one, case) for one in (exchange.answer, rag_world.repair(exchange)))
-        if answer != text:
-            yield written(answer, text, question=exchange.question, context=exchange.context)
-
-
-def cited(answer: str, case: rag_world.Case) -> str:
-    sentences = world.split_sentences(answer)
-    for product, number in zip(case.policy, range(1, 9), strict=False):
-        sentences = [f"{one[:-1]} [{number}]." if f"{product} " in one and "]" not in one else one for one in sentences]
-    return " ".join(sentences)
-
-
-@pytest.mark.parametrize("make", [desk, rag_desk])
-def test_the_repairs_of_the_desk_are_served_as_they_are(make: Any) -> None:
-    corrections = list(make())
+@pytest.mark.parametrize(
+    "repairs",
+    [
+        partial(desk_repairs.plain, 60, seed=11),
+        partial(desk_repairs.with_passages, 120, seed=12, cited=False),
+        partial(desk_repairs.with_passages, 120, seed=12, cited=True),
+    ],
+    ids=["plain", "with passages", "with citation marks"],
+)
+def test_the_repairs_of_the_desk_are_served_as_they_are(repairs: Callable[[], Iterator[Correction]]) -> None:
+    corrections = list(repairs())
     assert len(corrections) > 70
     assert all(checks(one).text == one.text and checks(one).outcome == "corrected" for one in corrections)
 

@@ -64,7 +64,7 @@ def edits(draw):
 
 
 @given(edits(), st.lists(st.integers(0, 11) | st.just(EOS), max_size=40), CURVES, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_proposal_is_well_formed_and_the_same_again(pair, context, curve, data):
     original, output = [*pair[0], EOS], [*pair[1], EOS]
     room, beside, first = (data.draw(st.integers(1, most)) for most in (80, 70, 70))

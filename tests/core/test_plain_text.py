@@ -19,7 +19,7 @@ from aligner_chain.templates import encode, plain_text, prepare_tokenizer
 SPELT = ["</s>", "<s>", "<unk>", "<tool_call>", "<|im_end|>", "<|ac:keep|>", "<|ac:fix|>", "<|ac:output|>", "<pad>"]
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 texts = st.lists(st.one_of(st.sampled_from(SPELT), st.text(max_size=8)), max_size=8).map("".join)
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _wrapped(backend: Tokenizer) -> Any:

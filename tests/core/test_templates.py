@@ -33,7 +33,7 @@ SPELT = [
     "##Answer:",
 ]
 texts = st.lists(st.one_of(st.sampled_from(SPELT), st.text(max_size=8)), max_size=6).map("".join)
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 QUESTION, ANSWER = "How {are} you?", "Fine, {answer} 100%."
 BYTE_FOR_BYTE = {

@@ -1,4 +1,4 @@
-"""The support desk on seeds that nothing was tuned on: two rounds each, the figures that the README promises."""
+"""The support desk on seeds that nothing was tuned on: two rounds each, and the lines that they must hold."""
 
 from __future__ import annotations
 

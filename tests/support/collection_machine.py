@@ -65,9 +65,7 @@ def run(url: str, folder: Path, *, examples: int, steps: int) -> None:
     CorrectionStore(url).close()  # its tables are there
     run_state_machine_as_test(
         lambda: Collection(url, folder),
-        settings=settings(
-            max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=examples, stateful_step_count=steps, suppress_health_check=list(HealthCheck)),
     )
 
 

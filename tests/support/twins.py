@@ -28,6 +28,9 @@ EXACT: dict[str, Any] = {"save_total_limit": None, "max_grad_norm": 0.0, "loggin
 # Both data sets are a multiple of it: the last step of a pass would else have fewer rows in one process and, in several, rows
 # of the beginning once more.
 BATCH = 20
+STEPS = 20
+ALLOWED = {"gradient": 1e-5, "weights": 0.01, "losses": 0.01}
+"""Of the first gradient's norm, of the norm of the whole update, and of the loss of any step."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def write_inputs(folder: Path) -> Path:
 
 def settings(kind: Kind, **changes: Any) -> Any:
     """Settings under which two trainings can be compared number by number."""
-    stage = {"learning_rate": 1e-3, "warmup": 0.0, "steps": 20, "extra": EXACT, "batch": BATCH, "save_every": 1}
+    stage = {"learning_rate": 1e-3, "warmup": 0.0, "steps": STEPS, "extra": EXACT, "batch": BATCH, "save_every": 1}
     stage |= {"threads": 1, **changes}
     if kind == "upstream":
         return DPOSettings(lora=None, beta=1.0, **stage)
@@ -68,10 +71,26 @@ def job(kind: Kind, inputs: Path, folder: Path, settings: Any) -> TrainingJob:
 
 
 def train(kind: Kind, inputs: Path, folder: Path, launcher: Launcher, **changes: Any) -> Run:
-    """Trains for twenty steps, and reads what came of it."""
+    """Trains, and reads what came of it."""
     one = job(kind, inputs, folder, settings(kind, **changes))
     run_job(one, launcher)
     return _read(one, "correction" if kind == "aligner" else "dpo")
+
+
+def differences(kind: Kind, inputs: Path, folder: Path) -> dict[str, float]:
+    """How far two processes come out from one that accumulates the same rows in two parts; each relative, see `ALLOWED`.
+
+    Raises:
+        AssertionError: one of them did not train all steps.
+    """
+    one = train(kind, inputs, folder / "one", Launcher.here(), accumulate=2)
+    two = train(kind, inputs, folder / "two", Launcher(processes=2), accumulate=1)
+    assert len(one.losses) == len(two.losses) == STEPS
+    return {
+        "gradient": distance(one.gradient, two.gradient) / norm(one.gradient),
+        "weights": distance(one.after, two.after) / distance(one.after, one.before),
+        "losses": max(abs(a - b) / a for a, b in zip(one.losses, two.losses, strict=True)),
+    }
 
 
 def distance(one: Weights | list[torch.Tensor], other: Weights | list[torch.Tensor]) -> float:
