@@ -56,6 +56,7 @@ def _harm(what: str, minutes: int, *reads: str) -> Recipe:
 
 
 RECIPES = {
+    "ablations": Recipe(["python benchmarks/ablations.py --work ablations-work"], 60),
     "bank": Recipe(["python benchmarks/bank --work bank-work"]),
     "checks": Recipe([f"python benchmarks/checks.py --data {DATA}"], 1),
     "collect": Recipe(["python benchmarks/collect.py"]),

@@ -22,26 +22,26 @@ from bootstrap.sft import Row, TrainingSettings, merged, tune_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-KEEP_SHARE = (0.3, 0.4)
-"""The share of right answers among the rows of the second stage; triples are dropped at random to come into it."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignerTrainingSettings:
     """The two stages, the template, and whether adapters are trained (`lora`: arguments of PEFT's `LoraConfig`).
 
+    `keep_share` is the least and the largest share of right answers among the triples that both stages train on; what is too
+    many of either kind is dropped at random, (0, 1) drops none. docs/ablations.md has what several shares are worth.
     `asked_share` is the share of rows whose prompt names criteria, so that they can be chosen with each request.
     `quantized` "4bit" trains adapters on a base that is loaded in NF4 (QLoRA, arXiv 2305.14314); it needs CUDA and
     bitsandbytes. `memory_check` refuses a training whose estimate exceeds the memory that is free.
 
     Raises:
-        ConfigurationError: quantised weights are to be trained themselves.
+        ConfigurationError: quantised weights are to be trained themselves, or `keep_share` is no range of shares.
     """
 
     warm_up: TrainingSettings | None = field(default_factory=lambda: TrainingSettings(epochs=1.0))
     correction: TrainingSettings = field(default_factory=TrainingSettings)
     template: str = "aligner-chain/1"
     lora: Any = None
+    keep_share: tuple[float, float] = (0.3, 0.4)
     asked_share: float = 0.0
     seed: int = 0
     quantized: Literal["4bit"] | None = None
@@ -53,6 +53,10 @@ class AlignerTrainingSettings:
         if self.quantized and not self.lora:
             raise ConfigurationError(
                 "Quantized weights cannot be trained themselves: give lora, or leave quantized out."
+            )
+        if not _is_range(self.keep_share):
+            raise ConfigurationError(
+                f"keep_share is {self.keep_share!r}; it is two shares from 0 to 1, the smaller one first: (0.3, 0.4)."
             )
 
     @property
@@ -146,7 +150,7 @@ def aligner_rows(
         TrainingDataError: no row is left.
     """
     template, rng = get_template(settings.template), random.Random(settings.seed)
-    balanced = naming_criteria(balance(triples, rng), settings.asked_share, rng)
+    balanced = naming_criteria(balance(triples, settings.keep_share, rng), settings.asked_share, rng)
     rows, too_long = correction_rows(template, tokenizer, balanced, window)
     if not rows:
         message = (
@@ -163,13 +167,16 @@ def aligner_rows(
     )
 
 
-def balance(triples: Sequence[Triple], rng: random.Random) -> list[Triple]:
-    """The triples with a share of right answers inside `KEEP_SHARE`, the surplus of either kind dropped at random."""
+def balance(triples: Sequence[Triple], share: tuple[float, float], rng: random.Random) -> list[Triple]:
+    """The triples with a share of right answers inside `share`, the surplus of either kind dropped at random.
+
+    Of triples of one kind alone none is dropped.
+    """
     keeps = [triple for triple in triples if triple.correction is None]
     fixes = [triple for triple in triples if triple.correction is not None]
-    low, high = KEEP_SHARE
-    most_keeps = int(len(fixes) * high / (1 - high)) if fixes else len(keeps)
-    most_fixes = int(len(keeps) * (1 - low) / low) if keeps else len(fixes)
+    low, high = share
+    most_keeps = int(len(fixes) * high / (1 - high)) if fixes and high < 1 else len(keeps)
+    most_fixes = int(len(keeps) * (1 - low) / low) if keeps and low > 0 else len(fixes)
     chosen = rng.sample(keeps, min(len(keeps), most_keeps)) + rng.sample(fixes, min(len(fixes), most_fixes))
     rng.shuffle(chosen)
     return chosen
@@ -246,6 +253,14 @@ def _target(template: CorrectionTemplate, tokenizer: PreTrainedTokenizerFast, tr
 
 def _fitting(prompt: tuple[int, ...], output: tuple[int, ...], window: int) -> Row | None:
     return Row(prompt=prompt, output=output) if len(prompt) + len(output) <= window else None
+
+
+def _is_range(share: Any) -> bool:
+    """Whether it is what a share may lie between; a file of settings can hold anything."""
+    match share:
+        case (float() | int() as low, float() | int() as high):
+            return 0 <= low <= high <= 1
+    return False
 
 
 def _adapters(settings: AlignerTrainingSettings) -> Any:

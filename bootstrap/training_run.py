@@ -144,6 +144,7 @@ def _settings(arguments: argparse.Namespace, launcher: Launcher) -> AlignerTrain
         found,
         warm_up=replace(found.correction, epochs=warm) if warm else None,
         template=arguments.template,
+        keep_share=tuple(arguments.keep_share),
         asked_share=arguments.asked_share,
         lora=adapters,
         seed=arguments.seed,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[1]
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "real")]
+import ablation_tables  # noqa: E402
 import collecting  # noqa: E402
 import decoding  # noqa: E402
 import gates  # noqa: E402
@@ -31,6 +32,8 @@ Made = tuple[Callable[..., list[str]], Sequence[str]]
 """What makes the lines of a table, from the figures of so many stored files."""
 
 TABLES: dict[str, Made] = {
+    "ablations.together": (ablation_tables.together, ["ablations"]),
+    "ablations.by_source": (ablation_tables.by_source, ["ablations"]),
     "bank.kinds": (gates.kinds, ["bank"]),
     "bank.candidates": (gates.candidates, ["bank"]),
     "checks.recorded": (harm.checked, ["checks"]),

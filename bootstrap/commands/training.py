@@ -35,6 +35,14 @@ def _add_settings(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank and merge them")
     train.add_argument(
+        "--keep-share",
+        type=float,
+        nargs=2,
+        default=(0.3, 0.4),
+        metavar=("LEAST", "MOST"),
+        help="share of right answers among the rows, the surplus dropped at random; 0 1 drops none (default 0.3 0.4)",
+    )
+    train.add_argument(
         "--asked-share",
         type=float,
         default=0.0,

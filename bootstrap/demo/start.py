@@ -47,6 +47,9 @@ RETRAIN_RATE = 3e-4
 # Tiny models of random weights take, and need, a far higher rate than pretrained ones, and a faster second moment.
 EXTRA = {"adam_beta2": 0.95, "weight_decay": 0.01}
 
+Population = Sequence[tuple[Path, float]]
+"""Folders of upstreams, each with the temperature at which its answers are drawn."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -124,8 +127,8 @@ class Workshop(Bench):
     def make(self) -> Start:
         tokenizer = self._tokenizer()
         base = self._train_base(tokenizer)
-        checkpoint, upstream = self._train_upstream(tokenizer, base)
-        gold = self._gold(checkpoint, upstream)
+        upstream = self._train_upstream(tokenizer, base)
+        gold = self._gold(upstream)
         aligner = self._train_aligner(tokenizer, base, gold)
         return Start(upstream=upstream, aligner=aligner, gold=gold, question_only=_answering_anew(base))
 
@@ -151,16 +154,18 @@ class Workshop(Bench):
         settings = self._settings(self.scale.base_steps, bucketed=True)
         return self._save(self._train_rows(model, tokenizer, rows + copies, "base-work", settings), tokenizer, "base")
 
-    def _train_upstream(self, tokenizer: PreTrainedTokenizerFast, base: Path) -> tuple[Path, Path]:
-        """The upstream as it was on the way, and as it came out."""
+    def _train_upstream(self, tokenizer: PreTrainedTokenizerFast, base: Path) -> Path:
         self.say(f"training the upstream on {self.scale.rows} answers of flawed staff")
         faults = world.Faults()
         rows = self._answered(tokenizer, "staff", lambda rng, ticket: world.flawed_answer(rng, ticket, faults))
-        steps = self.scale.upstream_steps
-        settings = self._settings(steps, save_every=int(0.6 * steps))
+        settings = self._settings(self.scale.upstream_steps, save_every=self._on_the_way)
         model = self._train_rows(load_model(base), tokenizer, rows, "upstream-work", settings)
-        checkpoint = self.folder / "upstream-work" / f"checkpoint-{settings.save_every}"
-        return checkpoint, self._save(model, tokenizer, "upstream")
+        return self._save(model, tokenizer, "upstream")
+
+    @property
+    def _on_the_way(self) -> int:
+        """The step at which the upstream of the population was that is not trained to the end."""
+        return int(0.6 * self.scale.upstream_steps)
 
     def _answered(
         self, tokenizer: PreTrainedTokenizerFast, purpose: str, answer: Callable[[random.Random, world.Ticket], str]
@@ -172,18 +177,25 @@ class Workshop(Bench):
             rows.append(Row(prompt=prompt, output=(*encode(tokenizer, answer(rng, ticket)), end_of(tokenizer))))
         return rows
 
-    def _gold(self, checkpoint: Path, upstream: Path) -> tuple[Triple, ...]:
+    def _gold(self, upstream: Path) -> tuple[Triple, ...]:
         """Answers with their exact repairs: half damaged right ones, half samples of the population."""
         self.say("sampling a population of upstreams for the Aligner's data")
-        trial = self._trial_dpo(upstream)
-        population = [(checkpoint, 1.0), (upstream, 1.0), (upstream, 1.3), (trial, 1.0)]
-        sampled = [
+        return (*self._answers_of(self._population(upstream)), *self._damage())
+
+    def _population(self, upstream: Path) -> Population:
+        checkpoint = self.folder / "upstream-work" / f"checkpoint-{self._on_the_way}"
+        return [(checkpoint, 1.0), (upstream, 1.0), (upstream, 1.3), (self._trial_dpo(upstream), 1.0)]
+
+    def _answers_of(self, population: Population) -> list[Triple]:
+        return [
             triple
             for number, (folder, temperature) in enumerate(population)
             for triple in self._sampled(folder, temperature, f"population {number}", self.scale.population)
         ]
+
+    def _damage(self) -> list[Triple]:
         rng = self._rng("damage")
-        return (*sampled, *(_damaged(rng, self.scale.desk) for _ in range(self.scale.damaged)))
+        return [_damaged(rng, self.scale.desk) for _ in range(self.scale.damaged)]
 
     def _trial_dpo(self, upstream: Path) -> Path:
         """A throw-away DPO on exact repairs: the Aligner shall have seen what preference training does to answers."""
@@ -207,15 +219,17 @@ class Workshop(Bench):
 
     def _train_aligner(self, tokenizer: PreTrainedTokenizerFast, base: Path, gold: Sequence[Triple]) -> Path:
         self.say(f"training the Aligner on {len(gold)} question-answer-correction rows")
-        settings = AlignerTrainingSettings(
+        work, settings = self.folder / "aligner-work", self._aligner_settings()
+        trained = train_aligner(load_model(base), tokenizer, gold, work, settings, progress=self.progress)
+        return self._save_aligner(trained.model, trained.dropped, tokenizer, gold, "support-desk-aligner")
+
+    def _aligner_settings(self) -> AlignerTrainingSettings:
+        return AlignerTrainingSettings(
             # At the base's own rate its Aligner forgets what the base knows, and calls right conclusions wrong.
             warm_up=self._settings(self.scale.warm_up_steps, rate=ALIGNER_RATE, bucketed=True),
             correction=self._settings(self.scale.aligner_steps, rate=ALIGNER_RATE, bucketed=True),
             seed=self.seed,
         )
-        work = self.folder / "aligner-work"
-        trained = train_aligner(load_model(base), tokenizer, gold, work, settings, progress=self.progress)
-        return self._save_aligner(trained.model, trained.dropped, tokenizer, gold, "support-desk-aligner")
 
 
 def demo_training(scale: Pace, seed: int, *, steps: int, rate: float = RATE, **changes: Any) -> TrainingSettings:

@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM
 from aligner_chain.aligner import Aligner
 from aligner_chain.checkpoint import read_metadata, write_metadata
 from aligner_chain.engines.base import Sampling
-from aligner_chain.errors import CheckpointError
+from aligner_chain.errors import CheckpointError, ConfigurationError
 from aligner_chain.exchange import Exchange, Turn
 from aligner_chain.templates import SPECIAL_TOKENS, get_template, prepare_tokenizer
 from bootstrap.aligner_training import (
-    KEEP_SHARE,
+    AlignerTrainingSettings,
     add_template_tokens,
+    aligner_rows,
     balance,
     correction_rows,
     naming_criteria,
@@ -192,14 +193,44 @@ def test_criteria_that_are_asked_for_stand_in_the_prompt() -> None:
     assert asked.output == plain.output
 
 
-@pytest.mark.parametrize("keeps", [0.05, 0.35, 0.8])
-def test_right_answers_are_brought_to_their_share(keeps: float) -> None:
-    row = micro.triples()
-    fixes, right = row[0], row[1]
-    triples = [right] * int(1000 * keeps) + [fixes] * (1000 - int(1000 * keeps))
-    balanced = balance(triples, random.Random(0))
-    share = sum(t.correction is None for t in balanced) / len(balanced)
-    assert KEEP_SHARE[0] - 0.01 <= share <= KEEP_SHARE[1] + 0.01
+def mixed(keeps: int, fixes: int) -> list[Triple]:
+    fix, keep = micro.triples()[:2]
+    return [keep] * keeps + [fix] * fixes
+
+
+@pytest.mark.parametrize("share", [(0.3, 0.4), (0.0, 0.0), (0.1, 0.1), (0.5, 0.5), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("keeps", [50, 350, 800])
+def test_right_answers_are_brought_to_their_share(keeps: int, share: tuple[float, float]) -> None:
+    balanced = balance(mixed(keeps, 1000 - keeps), share, random.Random(0))
+    found = sum(triple.correction is None for triple in balanced) / len(balanced)
+    assert share[0] - 0.01 <= found <= share[1] + 0.01
+    assert len(balanced) >= 50
+
+
+@pytest.mark.parametrize(("keeps", "fixes", "share"), [(7, 3, (0, 1)), (9, 0, (0.3, 0.4)), (0, 9, (0.3, 0.4))], ids=str)
+def test_nothing_is_dropped_where_any_share_will_do_or_there_is_but_one_kind(
+    keeps: int, fixes: int, share: tuple[float, float]
+) -> None:
+    assert len(balance(mixed(keeps, fixes), share, random.Random(0))) == keeps + fixes
+
+
+def test_both_stages_have_the_share_of_right_answers_that_is_asked_for() -> None:
+    tokenizer = micro.tokenizer()
+    prepare_tokenizer(tokenizer)
+    keep_id, fix_id = tokenizer.convert_tokens_to_ids(["<|ac:keep|>", "<|ac:fix|>"])
+    for share, verdicts in (((0.0, 0.0), {fix_id}), ((1.0, 1.0), {keep_id}), ((0.0, 1.0), {keep_id, fix_id})):
+        rows = aligner_rows(tokenizer, micro.triples(), 256, AlignerTrainingSettings(keep_share=share))
+        assert {row.output[0] for row in rows.stages["correction"]} == verdicts
+        # A row of the warm-up whose prompt ends with FIX is a copy that was asked for, and no verdict.
+        told = [row for row in rows.stages["warm-up"] if row.prompt[-1] != fix_id]
+        assert {row.output[0] for row in told} == verdicts
+        assert len(rows.stages["warm-up"]) == 2 * len(rows.stages["correction"])
+
+
+@pytest.mark.parametrize("share", [(0.4, 0.3), (-0.1, 0.2), (0.2, 1.1), 0.3, (0.3,), ("0.1", "0.2")], ids=str)
+def test_a_share_that_is_no_range_is_refused(share: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"keep_share is .* \(0\.3, 0\.4\)"):
+        AlignerTrainingSettings(keep_share=share)
 
 
 def test_the_wanted_threads_train_and_the_others_are_back_even_after_a_failure(tmp_path: Path) -> None:

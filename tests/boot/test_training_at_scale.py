@@ -195,13 +195,12 @@ def test_a_launch_never_takes_what_lies_in_the_users_home(tmp_path: Path) -> Non
 def test_a_round_names_a_configuration_and_a_preset(tmp_path: Path) -> None:
     written = tmp_path / "round.toml"
     required = 'store = "s"\nbase_upstream = "u"\nbase_aligner = "a"\njudge = "json:loads"\nverifier = "json:dumps"\n'
-    written.write_text(
-        f'{required}[launcher]\nconfig = "ddp"\nprocesses = 4\n[aligner]\npreset = "7b-lora"\nasked_share = 0.5\n'
-    )
+    aligner = 'preset = "7b-lora"\nasked_share = 0.5\nkeep_share = [0.1, 0.2]\n'
+    written.write_text(f'{required}[launcher]\nconfig = "ddp"\nprocesses = 4\n[aligner]\n{aligner}')
     read = read_config(written)
     assert read.launcher.config == "ddp"
     assert read.aligner.lora is not None
-    assert (read.aligner.lora["r"], read.aligner.asked_share) == (64, 0.5)
+    assert (read.aligner.lora["r"], read.aligner.asked_share, read.aligner.keep_share) == (64, 0.5, (0.1, 0.2))
     assert (read.aligner.correction.batch, read.aligner.correction.accumulate) == (16, 1)
 
 
@@ -237,10 +236,12 @@ def test_presets_are_named_and_refused() -> None:
 
 def test_a_preset_trains(inputs: Path, tmp_path: Path) -> None:
     options = ["--data", str(inputs / "aligner.jsonl"), "--base", str(inputs / "base"), "--steps", "2"]
-    assert main(["train-aligner", *options, "--preset", "0.5b-lora", "--out", str(tmp_path / "out")]) == 0
+    options += ["--preset", "0.5b-lora", "--keep-share", "0.2", "0.5"]
+    assert main(["train-aligner", *options, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
     plan = json.loads((tmp_path / "out.work" / "plan.json").read_text())
     assert plan["settings"]["lora"]["r"] == 64
+    assert plan["settings"]["keep_share"] == [0.2, 0.5]
     assert plan["settings"]["correction"]["learning_rate"] == 2e-4
 
 
