@@ -99,7 +99,7 @@ RECIPES = {
     "proxy": Recipe(["python benchmarks/proxy.py"]),
     "real_debugbench": Recipe([f"python benchmarks/real debugbench --data {DATA}/debugbench_python"], 3),
     "real_loop": Recipe([f"python benchmarks/real loop --data {DATA}/paradetox"]),
-    "real_paradetox": Recipe([f"python benchmarks/real paradetox --data {DATA}/paradetox"], 16),
+    "real_paradetox": Recipe([f"python benchmarks/real paradetox --data {DATA}/paradetox"], 65),
     "redaction": Recipe(["python benchmarks/redaction.py"]),
     # It goes on with what stands in the file, and after a stop with the second command alone.
     "rounds": Recipe(["rm -f benchmarks/results/rounds.json", "python benchmarks/rounds.py"], 171),
