@@ -99,7 +99,16 @@ __all__ = [
 ]
 
 
+_FACES = {
+    "langchain": ("AlignerCorrector", "AlignedChatModel", "AlignerMiddleware", "LocalChatModel", "aligner_node"),
+    "llama_index": ("AlignerResponsePostprocessor", "AlignerSynthesizer", "AlignerQueryEngine", "AlignerChatEngine"),
+}
+
+
 def __getattr__(name: str) -> Any:
+    for face, names in _FACES.items():
+        if name in names:  # Not an AttributeError, of which `from aligner_chain import ...` would not tell the text.
+            raise ImportError(f"{name} is one step further:  from aligner_chain.{face} import {name}", name=__name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

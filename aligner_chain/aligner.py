@@ -20,6 +20,7 @@ from aligner_chain.checkpoint import AlignerMetadata, read_metadata
 from aligner_chain.engines.base import Engine, Request, Ticket
 from aligner_chain.errors import CapabilityError, CheckpointError, ConfigurationError, EngineError, TemplateError
 from aligner_chain.exchange import Correction, Exchange, Turn
+from aligner_chain.given import not_an_aligner, require_exchanges
 from aligner_chain.inspectors import Inspector
 from aligner_chain.policy import Inspection, Policy
 from aligner_chain.session import Reading, Session
@@ -90,6 +91,8 @@ class Aligner:
         from aligner_chain.engines.huggingface import HuggingFaceEngine
         from aligner_chain.engines.loading import local_folder
 
+        if not isinstance(path, str | Path):
+            raise not_an_aligner(path)
         folder = local_folder(path, revision)
         metadata, chosen = described(path, folder, template, revision)
         engine = HuggingFaceEngine.from_pretrained(folder, device=device, dtype=dtype)
@@ -136,7 +139,10 @@ class Aligner:
 
     @classmethod
     def from_chat_model(cls, chat_model: BaseChatModel | LLM) -> Aligner:
-        """An Aligner without training: a chat model of LangChain or LlamaIndex corrects under minimal-edit instructions."""
+        """An Aligner without training: a chat model of LangChain or LlamaIndex corrects under minimal-edit instructions.
+
+        Raises `TypeError` for what is no chat model.
+        """
         from aligner_chain.engines.chat import TEMPLATE, ChatEngine
 
         model: Any = chat_model
@@ -149,6 +155,12 @@ class Aligner:
     def scripted(cls, script: Callable[[Exchange], str]) -> Aligner:
         """A fake for tests: `script` returns the corrected text, and the same text approves the answer."""
         from aligner_chain.engines.scripted import ScriptedEngine
+
+        if not callable(script):
+            raise TypeError(
+                f"Aligner.scripted takes a function of an exchange, and this is a {type(script).__name__}:\n"
+                '  Aligner.scripted(lambda exchange: exchange.answer.replace("bad", "good"))'
+            )
 
         metadata = AlignerMetadata(name="scripted", version="1", template="scripted")
         return cls(ScriptedEngine(script), metadata=metadata)
@@ -251,6 +263,7 @@ class Aligner:
             CapabilityError: The Aligner has no place for criteria, or gives no score that a strength could stand for.
             ConfigurationError: `strength` is not between 0 and 1.
         """
+        require_exchanges(exchanges)
         with spans(self.identity, exchanges) as observed:
             inspections = self.policy.inspect(exchanges, self.metadata)
             jobs, tickets = self._start(exchanges, inspections, self._asked(criteria, strength, timeout))
@@ -274,6 +287,7 @@ class Aligner:
         timeout: float | None = None,  # noqa: ASYNC109  (the same name and meaning as in `correct`)
     ) -> list[Correction]:
         """`correct` without blocking the event loop; cancelling the task cancels what is being decoded."""
+        require_exchanges(exchanges)
         with spans(self.identity, exchanges) as observed:
             inspections = await self._aside(self.policy.inspect, exchanges, self.metadata)
             jobs, tickets = self._start(exchanges, inspections, self._asked(criteria, strength, timeout))
@@ -308,6 +322,7 @@ class Aligner:
         caller's to serve. An engine that gives no tokens before its end gives one piece. Closing the iterator stops the
         decoding. Other arguments and errors are those of `correct`.
         """
+        require_exchanges([exchange])
         with spans(self.identity, [exchange]) as observed:
             inspections = self.policy.inspect([exchange], self.metadata)
             asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)
@@ -337,6 +352,7 @@ class Aligner:
         unchecked: bool = False,
     ) -> AsyncGenerator[str | Correction, None]:
         """`stream` without blocking the event loop."""
+        require_exchanges([exchange])
         with spans(self.identity, [exchange]) as observed:
             inspections = await self._aside(self.policy.inspect, [exchange], self.metadata)
             asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)

@@ -73,6 +73,11 @@ def read_metadata(folder: str | Path) -> AlignerMetadata:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not (Path(folder) / "config.json").exists() and not (Path(folder) / "adapter_config.json").exists():
+            raise CheckpointError(
+                f"{folder} holds no model: there is neither {FILE} nor config.json in it. Give the folder that holds them. Where "
+                "it is a registry, name that in place of the model:  export ALIGNER_HOME=folder"
+            ) from None
         raise CheckpointError(
             f"{folder} has no {FILE}, so it is not known how its model was trained to be asked. If you know, say so: "
             f'Aligner.from_pretrained("{folder}", template=...) with one of {", ".join(template_names())}.'

@@ -24,6 +24,7 @@ from aligner_chain.bench.replays import REPLAYS
 from aligner_chain.bench.workloads import SYNTHETIC
 from aligner_chain.calibration import DELTA
 from aligner_chain.checks import command as check
+from aligner_chain.command_line import Parser, place_refused
 from aligner_chain.doctor import EXTRAS, describe, diagnose
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
@@ -105,12 +106,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; without this Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if (refused := place_refused(error)) is None:
+            raise
+        print(f"aligner-chain: {refused}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aligner-chain", description="Corrects the answers of any chat model.")
+    parser: argparse.ArgumentParser = Parser(
+        prog="aligner-chain", description="Corrects the answers of any chat model."
+    )
     parser.add_argument("--version", action="version", version=f"aligner-chain {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_correct(commands)

@@ -61,10 +61,10 @@ class CapabilityError(ConfigurationError):
 
 
 class MissingExtraError(ConfigurationError, ImportError):
-    """An optional package is needed; the message holds the command that installs it."""
+    """An optional package is needed; the message holds the command that installs it, after `why` it is needed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed. Install it with:  pip install 'aligner-chain[{extra}]'")
+    def __init__(self, package: str, extra: str, why: str = "") -> None:
+        super().__init__(f"{why}{package} is not installed. Install it with:  pip install 'aligner-chain[{extra}]'")
 
 
 class PromptNotFoundError(AlignerError, ValueError):

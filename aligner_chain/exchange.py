@@ -61,7 +61,10 @@ class Exchange:
 
     @classmethod
     def of(cls, question: str, answer: str, *, context: tuple[str, ...] = ()) -> Exchange:
-        """An exchange of one question and one answer."""
+        """An exchange of one question and one answer. Raises `TypeError` for what is no text."""
+        for name, text in (("question", question), ("answer", answer)):
+            if not isinstance(text, str):
+                raise TypeError(f"The {name} of an Exchange is a text, and this is a {type(text).__name__}.")
         return cls(turns=(Turn(role="user", text=question),), answer=answer, context=context)
 
     @property

@@ -19,6 +19,18 @@ class CorrectionHook:
         self.function = function
         self.failures = 0
 
+    @classmethod
+    def of(cls, function: object) -> CorrectionHook | None:
+        """The hook of an `on_correction`; None for none. Raises `TypeError` for what cannot be called."""
+        if function is None or isinstance(function, CorrectionHook):
+            return function
+        if not callable(function):
+            raise TypeError(
+                f"on_correction takes a function of one Correction, and this is a {type(function).__name__}. Such a function "
+                "is  corrections.append  of a list, or  Collector(CorrectionStore(...)).submit"
+            )
+        return cls(function)
+
     def __deepcopy__(self, memo: object) -> CorrectionHook:
         return self  # Whom it tells is not copied along with what holds it.
 

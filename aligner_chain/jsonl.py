@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 from aligner_chain.errors import ConfigurationError
@@ -20,7 +22,19 @@ def lines(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8") as file:
             yield from file
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+        raise ConfigurationError(unreadable(path, error)) from error
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError | UnicodeDecodeError) -> str:
+    """Why a file of lines could not be read, for a person: what is there in its place, and the way out."""
+    if isinstance(error, FileNotFoundError):
+        where = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        return f"There is no file {path}{where}. Check the path given."
+    if isinstance(error, IsADirectoryError):
+        return f"{path} is a folder. Give the file in it."
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path} is not UTF-8 text ({error}). Convert it first:  iconv -f latin1 -t utf-8 {quote(str(path))} > utf8.jsonl"
+    return f"{path} cannot be read: {error.strerror or error}. Check the path given, and who may read it."
 
 
 def parsed(

@@ -19,6 +19,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import platformdirs
@@ -89,6 +90,9 @@ def read_served(home: Path | None = None) -> Served | None:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        message = f"{folder} is a file, and the folder of a registry is meant:  export ALIGNER_HOME=folder"
+        raise ConfigurationError(message) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     try:
@@ -193,14 +197,25 @@ def _unreadable(path: Path, error: Exception) -> ConfigurationError:
 
 
 def _no_aligner(folder: Path) -> str:
+    missing = "" if folder.exists() else " (there is no such folder)"
     return (
-        f"No Aligner was given, ALIGNER_MODEL is not set and {folder} serves none. Ways to one:\n"
+        f"No Aligner was given, ALIGNER_MODEL is not set and {folder} serves none{missing}. Ways to one:\n{_below(folder)}"
         "- correct with a chat model at hand, no training: give  Aligner.from_chat_model(chat_model)  as the Aligner\n"
         "- name a folder or hub id:  export ALIGNER_MODEL=path-or-hub-id\n"
         "- have a strong chat model make a first training set:  aligner-bootstrap annotate --help\n"
         "- train one on your own corrections:  aligner-bootstrap train-aligner --help\n"
         "- see a trained pair at work first:  aligner-bootstrap demo --out demo-out  "
         "and then  export ALIGNER_HOME=$PWD/demo-out/home"
+    )
+
+
+def _below(folder: Path) -> str:
+    """The way out for whoever named the folder of a demo, which has the registry in its folder `home`."""
+    home = folder / "home"
+    return (
+        f"- the folder below it serves one:  export ALIGNER_HOME={quote(str(home))}\n"
+        if (home / FILE_NAME).is_file()
+        else ""
     )
 
 

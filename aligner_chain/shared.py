@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from aligner_chain import telemetry
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import AlignerError
+from aligner_chain.given import not_an_aligner
 from aligner_chain.policy import Policy
 from aligner_chain.serving import Kind, Served, ServedModel, home, served_model
 from aligner_chain.session import Session
@@ -50,6 +51,13 @@ class Following:
     switched: int
     failed: int
     mismatched: int
+
+
+def as_source(given: object) -> Source:
+    """What was given as an Aligner. Raises `TypeError` for what is none."""
+    if given is None or isinstance(given, Aligner | str | Path):
+        return given
+    raise not_an_aligner(given)
 
 
 def shared_aligner(source: str | Path) -> Aligner:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from aligner_chain.errors import MissingExtraError
+from bootstrap.errors import missing_extra
 
 if TYPE_CHECKING:
     from bootstrap.collect import Collector
@@ -25,7 +25,6 @@ _MODULES = {
     "RoundConfig": "bootstrap.rounds",
     "run_round": "bootstrap.rounds",
 }
-_EXTRAS = {"sqlalchemy": "collect", "datasets": "train", "peft": "train", "trl": "train", "torch": "train"}
 
 
 def __getattr__(name: str) -> object:
@@ -34,9 +33,9 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(importlib.import_module(_MODULES[name]), name)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        if (missing := missing_extra(error)) is None:
             raise
-        raise MissingExtraError(error.name, _EXTRAS[error.name]) from error
+        raise missing from error
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from aligner_chain import __version__
+from aligner_chain.command_line import Parser, place_refused
 from aligner_chain.errors import AlignerError
 from bootstrap.commands import (
     annotate,
@@ -29,7 +30,7 @@ from bootstrap.commands import (
     training,
 )
 from bootstrap.commands import eval as evaluation
-from bootstrap.errors import BootstrapError
+from bootstrap.errors import BootstrapError, missing_extra
 
 SUBJECTS = (
     demo,
@@ -61,17 +62,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlignerError as error:
         print(f"aligner-bootstrap: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        print(f"aligner-bootstrap: {missing}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # The reader (`| head`) has gone; without this Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if (refused := place_refused(error)) is None:
+            raise
+        print(f"aligner-bootstrap: {refused}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="aligner-bootstrap", description="Turns collected corrections into a better upstream and Aligner."
+    parser = Parser(
+        prog="aligner-bootstrap",
+        description="Turns collected corrections into a better upstream and Aligner.",
+        epilog="`aligner-chain doctor` looks at the installation and at what is served.",
     )
     parser.add_argument("--version", action="version", version=f"aligner-bootstrap {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

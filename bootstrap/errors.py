@@ -28,7 +28,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aligner_chain.errors import AlignerError
+from aligner_chain.errors import AlignerError, MissingExtraError
+
+_EXTRAS = {
+    "langchain_core": "langchain",
+    "llama_index": "llama-index",
+    **dict.fromkeys(("sqlalchemy", "alembic", "datasketch"), "collect"),
+    **dict.fromkeys(("torch", "transformers", "safetensors", "trl", "peft", "datasets", "accelerate"), "train"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """The error that says how to install what an import did not find, or None where no extra brings it."""
+    package = (error.name or "").partition(".")[0]
+    return MissingExtraError(package, _EXTRAS[package]) if package in _EXTRAS else None
 
 
 class BootstrapError(AlignerError):

@@ -79,7 +79,7 @@ class TrainingRun:
         import torch
 
         get_template(self.settings.template)
-        base, triples, cuda = self._base(), read_triples(self.data), torch.cuda.is_available()
+        triples, base, cuda = read_triples(self.data), self._base(), torch.cuda.is_available()
         together = self.launcher.count()
         rows = aligner_rows(aligner_tokenizer(base, self.settings), triples, window(base), self.settings)
         yield f"{len(triples)} rows from {self.data}, base {self.base}"

@@ -14,6 +14,7 @@ from aligner_chain.checks.comparison import Comparison
 from aligner_chain.checks.facts import fates
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction, Exchange, Turn, edits_between
+from aligner_chain.jsonl import unreadable
 
 LOSSES = ("code", "links", "json")
 """What a served answer must never have lost."""
@@ -100,7 +101,7 @@ def recorded(path: Path) -> Iterator[Correction]:
                 if line.strip():
                     yield _parsed(line, f"{path}, line {number}")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+        raise ConfigurationError(unreadable(path, error)) from error
 
 
 def _parsed(line: str, where: str) -> Correction:

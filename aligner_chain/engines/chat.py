@@ -54,6 +54,13 @@ class ChatEngine(TextEngine):
     """
 
     def __init__(self, chat_model: Runnable[Any, Any] | LLM, *, workers: int = WORKERS) -> None:
+        if not (is_llama_index(chat_model) or callable(getattr(chat_model, "batch", None))):
+            raise TypeError(
+                f"A chat model of LangChain or LlamaIndex is needed, and this is a {type(chat_model).__name__}. Make one first, "
+                "with the package of its provider:\n"
+                "  from langchain_openai import ChatOpenAI\n"
+                "  Aligner.from_chat_model(ChatOpenAI(model=...))"
+            )
         super().__init__(workers)
         self._reply: Callable[[Any, Sequence[str]], list[_Reply | Exception]]
         self._chat_model, self._reply = chat_model, _of_llama_index if is_llama_index(chat_model) else _of_langchain
@@ -71,7 +78,12 @@ def is_llama_index(model: object) -> bool:
 def _of_langchain(model: Any, payloads: Sequence[str]) -> list[_Reply | Exception]:
     prompts = [[("system", INSTRUCTIONS), ("human", payload)] for payload in payloads]
     replies = model.batch(prompts, config={"tags": list(TAGS)}, return_exceptions=True)
-    return [reply if isinstance(reply, Exception) else _Reply(str(reply.text), _usage(reply)) for reply in replies]
+    return [reply if isinstance(reply, Exception) else _said(reply) for reply in replies]
+
+
+def _said(reply: Any) -> _Reply:
+    """A message of a chat model, or the text that a chain makes of it."""
+    return _Reply(str(reply)) if isinstance(reply, str) else _Reply(str(reply.text), _usage(reply))
 
 
 def _usage(reply: Any) -> Usage:

@@ -71,9 +71,16 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingExtraError("huggingface_hub", "local") from error
-    with translated(path):
+        why = f"There is no folder {path} in {Path.cwd()}, and to download it, should it be a hub id: "
+        raise MissingExtraError("huggingface_hub", "local", why) from error
+    try:
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*"]))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"There is no folder {path} in {Path.cwd()}, and no model of that name could be taken from the hub: {error}\n"
+            'Ways out: check the path or the id ("organisation/name"), make an Aligner with  aligner-bootstrap demo  or  '
+            "aligner-bootstrap train-aligner; a hub id needs the network once, or an earlier download."
+        ) from error
 
 
 def existing_folder(path: str | Path) -> Path | None:

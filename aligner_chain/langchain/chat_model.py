@@ -22,7 +22,7 @@ from aligner_chain import __version__
 from aligner_chain.errors import CapabilityError
 from aligner_chain.langchain.context import asilently, silent, silently
 from aligner_chain.langchain.correcting import Correcting, raise_or_return
-from aligner_chain.langchain.corrector import AlignerCorrector
+from aligner_chain.langchain.corrector import AlignerCorrector, required
 from aligner_chain.langchain.jobs import CONFIGURABLE, Asked
 from aligner_chain.langchain.messages import still_true, upstream_in
 from aligner_chain.streaming import closing_once
@@ -90,6 +90,11 @@ class AlignedChatModel(BaseChatModel):
         if not isinstance(llm, BaseChatModel):
             raise TypeError(_not_a_chat_model(llm))
         return llm
+
+    @field_validator("corrector", mode="before")
+    @classmethod
+    def _is_corrector(cls, corrector: Any) -> Any:
+        return required(corrector)
 
     @model_validator(mode="after")
     def _inherit(self) -> Self:

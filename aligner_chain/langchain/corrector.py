@@ -18,7 +18,7 @@ from aligner_chain.langchain.correcting import Correcting, raise_or_return
 from aligner_chain.langchain.jobs import CONFIGURABLE, Structured
 from aligner_chain.langchain.recorder import recorder
 from aligner_chain.policy import Policy
-from aligner_chain.shared import aligner_now
+from aligner_chain.shared import aligner_now, as_source
 from aligner_chain.streaming import closing_once
 
 
@@ -136,10 +136,15 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         """Whether it needs the recorder, which nobody else puts to work."""
         return self.prompt_source == "auto" and not self.question
 
+    @field_validator("aligner", mode="before")
+    @classmethod
+    def _is_source(cls, aligner: Any) -> Any:
+        return as_source(aligner)
+
     @field_validator("on_correction", mode="before")
     @classmethod
     def _hooked(cls, function: Any) -> Any:
-        return CorrectionHook(function) if callable(function) and not isinstance(function, CorrectionHook) else function
+        return CorrectionHook.of(function)
 
     @property
     def on_correction_failures(self) -> int:
@@ -281,6 +286,14 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
                 async with closing_once(correcting.apieces(job, [run_manager], silent=held.released)) as left:
                     async for piece in left:
                         yield piece
+
+
+def required(given: Any) -> Any:
+    """A corrector, or what was made of one. Raises `TypeError` for an Aligner in its place, and for the class."""
+    if isinstance(given, type) or not callable(getattr(given, "invoke", None)):
+        name = getattr(given, "__name__", type(given).__name__)
+        raise TypeError(f"Here an AlignerCorrector is needed and not {name}. Make one:  AlignerCorrector(aligner)")
+    return given
 
 
 async def _one_piece(value: Any) -> AsyncIterator[Any]:

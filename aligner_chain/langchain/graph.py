@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from aligner_chain.langchain.context import hidden
-from aligner_chain.langchain.corrector import AlignerCorrector
+from aligner_chain.langchain.corrector import AlignerCorrector, required
 
 
 def aligner_node(
@@ -28,7 +28,7 @@ def aligner_node(
         messages_key: where the state holds the conversation.
 
     Raises:
-        TypeError: when run: the state holds no messages, or without `llm` does not end in an answer.
+        TypeError: `corrector` is none; when run: the state holds no messages, or without `llm` does not end in an answer.
 
     ??? example "A graph of one node"
 
@@ -38,6 +38,7 @@ def aligner_node(
         builder.add_edge(START, "answer")
         ```
     """
+    required(corrector)
 
     def run(state: Any) -> dict[str, list[AIMessage]]:
         messages = _messages(state, messages_key, answered=llm is None)

@@ -43,7 +43,8 @@ _OF_THE_ORIGINAL = ("annotations", "citations", "logprobs")
 """What describes the tokens and characters of a text and is wrong for another one."""
 
 _FOUND = {
-    "unknown": "The question of this answer is not known: no model run that this process recorded gave it.",
+    "unknown": "The question of this answer is not known: no model run that this process recorded gave it.\n"
+    "An AlignerCorrector asks no model; it stands behind the one whose answer it corrects:  llm | AlignerCorrector()",
     "ambiguous": "The question of this answer is ambiguous: models near the corrector were asked different ones.",
     "wordless": "The question of this answer holds no words, and an Aligner reads nothing else.",
 }

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
 
 from aligner_chain.errors import MissingExtraError
 from aligner_chain.langchain.context import hidden
-from aligner_chain.langchain.corrector import AlignerCorrector
+from aligner_chain.langchain.corrector import AlignerCorrector, required
 
 try:
     from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
@@ -45,7 +45,7 @@ class AlignerMiddleware(AgentMiddleware):
 
     def __init__(self, corrector: AlignerCorrector | None = None, *, hide_raw: bool = True) -> None:
         super().__init__()
-        self.corrector = corrector or AlignerCorrector(prompt_source="explicit")
+        self.corrector = required(corrector or AlignerCorrector(prompt_source="explicit"))
         self.hide_raw = hide_raw
 
     def wrap_model_call(

@@ -31,6 +31,7 @@ from aligner_chain.llama_index.streams import (
     corrected_stream,
 )
 from aligner_chain.policy import Policy
+from aligner_chain.shared import as_source
 
 _R = TypeVar("_R", bound=RESPONSE_TYPE)
 
@@ -108,10 +109,15 @@ class AlignerResponsePostprocessor(BaseComponent):
     def class_name(cls) -> str:
         return "AlignerResponsePostprocessor"
 
+    @field_validator("aligner", mode="before")
+    @classmethod
+    def _is_source(cls, aligner: Any) -> Any:
+        return as_source(aligner)
+
     @field_validator("on_correction", mode="before")
     @classmethod
     def _hooked(cls, function: Any) -> Any:
-        return CorrectionHook(function) if callable(function) and not isinstance(function, CorrectionHook) else function
+        return CorrectionHook.of(function)
 
     @field_serializer("aligner")
     def _named(self, aligner: Aligner | str | Path | None) -> str | None:

@@ -166,7 +166,7 @@ def read_exchanges(path: Path) -> list[Exchange]:
     Raises:
         TrainingDataError: the file cannot be read, holds no rows, or a line is wrong; the message names it.
     """
-    from aligner_chain.jsonl import exchange_of
+    from aligner_chain.jsonl import exchange_of, unreadable
     from bootstrap.errors import TrainingDataError
 
     exchanges = []
@@ -176,7 +176,7 @@ def read_exchanges(path: Path) -> list[Exchange]:
                 if line.strip():
                     exchanges.append(_read(exchange_of, line, f"{path}, line {number}"))
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingDataError(f"{path} cannot be read as UTF-8 text: {error}. Check the path given.") from error
+        raise TrainingDataError(unreadable(path, error)) from error
     if not exchanges:
         raise TrainingDataError(f"{path} holds no rows. {_FORM}")
     return exchanges

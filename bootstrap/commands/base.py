@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from aligner_chain.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from bootstrap.store import CorrectionStore
@@ -28,6 +31,13 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raises `MissingExtraError` before a command begins that could not end, naming all that it needs at once."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingExtraError(module, extra)
 
 
 def say(line: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from aligner_chain.errors import ConfigurationError
-from bootstrap.commands.base import add_command, say
+from bootstrap.commands.base import add_command, require, say, say_to_stderr
 
 
 def add(commands: Any) -> None:
@@ -27,16 +28,35 @@ def add(commands: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    require("demo", "langchain_core", "sqlalchemy", "alembic", "datasketch", "torch", "transformers", "trl", "peft")
     out: Path = arguments.out
-    if out.exists() and any(out.iterdir()):
-        message = f"{out} is not empty. Name another folder with --out, or remove it:  rm -r {out}"
-        raise ConfigurationError(message)
+    _require_place(out)
     run = _rag_demo if arguments.rag else _rounds_demo
-    pages = run(arguments, {"seed": arguments.seed, "out": out, "quick": arguments.quick, "say": say, "progress": True})
+    settings = {"seed": arguments.seed, "out": out, "quick": arguments.quick, "say": say, "progress": True}
+    try:
+        pages = run(arguments, settings)
+    except KeyboardInterrupt:
+        if out.exists():
+            say_to_stderr(f"\nStopped. What is in {out} is half a demo; remove it before the next:  {_removal(out)}")
+        raise
     say(pages)
     say("Your own registry was not touched. To serve this pair:\n")
-    say(f"  export ALIGNER_HOME={(out / 'home').absolute()}\n")
+    say(f"  export ALIGNER_HOME={quote(str((out / 'home').absolute()))}\n")
     return 0
+
+
+def _require_place(out: Path) -> None:
+    """Raises `ConfigurationError` where there is anything that the demo would overwrite."""
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(
+            f"{out} is a file. Name a new folder with --out:  aligner-bootstrap demo --out demo-out"
+        )
+    if out.exists() and any(out.iterdir()):
+        raise ConfigurationError(f"{out} is not empty. Name another folder with --out, or remove it:  {_removal(out)}")
+
+
+def _removal(out: Path) -> str:
+    return f"rm -r {quote(str(out))}"
 
 
 def _rounds_demo(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:

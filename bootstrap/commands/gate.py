@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.commands.base import add_command
+from bootstrap.commands.rounds import no_round
 
 
 def add(commands: Any) -> None:
@@ -26,7 +27,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     from bootstrap.registry import Registry
     from bootstrap.rounds import Ledger
 
-    ledger = Ledger(Registry(arguments.home, arguments.database).database)
+    registry = Registry(arguments.home, arguments.database)
+    ledger = Ledger(registry.database)
     rounds = ledger.rounds() if arguments.round is None else [ledger.round(arguments.round)]
     gates = rounds[-1].gates if rounds else []
     if arguments.json:
@@ -38,5 +40,5 @@ def _explain(arguments: argparse.Namespace) -> int:
     if rounds:
         print(f"Round {rounds[-1].number}: {rounds[-1].status}" if gates else f"Round {rounds[-1].number} met no gate.")
     else:
-        print("No round was begun yet:  aligner-bootstrap round run --help")
+        print(no_round(registry.home))
     return 0

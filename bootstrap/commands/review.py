@@ -9,7 +9,7 @@ import webbrowser
 from typing import Any, get_args
 
 from aligner_chain.exchange import Outcome
-from bootstrap.commands.base import STORE_HELP, add_command, existing_store, say
+from bootstrap.commands.base import STORE_HELP, add_command, existing_store, require, say
 from bootstrap.commands.feedback import add_redaction, redaction
 from bootstrap.records import SPLITS
 
@@ -47,6 +47,7 @@ def add(commands: Any) -> None:
 
 
 def _review(arguments: argparse.Namespace) -> int:
+    require("review", "sqlalchemy", "alembic", "gradio")
     from bootstrap.review import ReviewQueue
     from bootstrap.review.server import ReviewServer
 

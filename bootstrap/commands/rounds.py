@@ -11,13 +11,16 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.commands.base import add_command, say, say_to_stderr
+from bootstrap.commands.base import add_command, require, say, say_to_stderr
 
 if TYPE_CHECKING:
     from bootstrap.registry import Registry
     from bootstrap.rounds import Round, RoundConfig, RoundResult, Rounds
 
 PROMOTED, REFUSED = 0, 3
+
+NEEDED = ("collect,train", "sqlalchemy", "alembic", "torch", "trl")
+"""The extras of a round, and what they bring."""
 
 _WIDTH = 100
 """Characters of a reason in a list; `round status` and `--json` have all of it."""
@@ -70,9 +73,9 @@ def _add_looking(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    rounds = _rounds(arguments)
     from bootstrap.rounds import register_start
 
-    rounds = _rounds(arguments)
     if arguments.start and rounds.open_registry().served() is None:
         register_start(rounds.config, say=rounds.say)
     with reported(rounds):
@@ -116,6 +119,7 @@ def _report(rounds: Rounds) -> None:
 
 
 def _rounds(arguments: argparse.Namespace) -> Rounds:
+    require(*NEEDED)
     from bootstrap.rounds import Rounds
 
     tell = say_to_stderr if arguments.json else say
@@ -151,24 +155,21 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_as_json(rounds[-1]) if rounds else None, indent=2))
     else:
-        for line in (
-            _lines(rounds[-1], registry.home)
-            if rounds
-            else ["No round was begun yet:  aligner-bootstrap round run --help"]
-        ):
+        for line in _lines(rounds[-1], registry.home) if rounds else [no_round(registry.home)]:
             print(line)
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rounds = _ledger(arguments).rounds()
+    from bootstrap.rounds.ledger import Ledger
+
+    registry = _registry(arguments)
+    rounds = Ledger(registry.database).rounds()
     if arguments.json:
         print(json.dumps([_as_json(one) for one in rounds], indent=2))
         return 0
-    for one in rounds:
-        print(_line(one))
-    if not rounds:
-        print("No round was begun yet:  aligner-bootstrap round run --help")
+    for line in map(_line, rounds) if rounds else [no_round(registry.home)]:
+        print(line)
     return 0
 
 
@@ -180,10 +181,9 @@ def _abort(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _ledger(arguments: argparse.Namespace) -> Any:
-    from bootstrap.rounds.ledger import Ledger
-
-    return Ledger(_registry(arguments).database)
+def no_round(home: Path) -> str:
+    """What is said of a registry that has seen no round, which may be another one than was meant."""
+    return f"No round was begun yet in {home}:  aligner-bootstrap round run --help"
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:

@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.commands.base import add_command, say, say_to_stderr
-from bootstrap.commands.rounds import reported
+from bootstrap.commands.base import add_command, require, say, say_to_stderr
+from bootstrap.commands.rounds import NEEDED, reported
 
 if TYPE_CHECKING:
     from bootstrap.scheduler import RoundOutcome, Rounds, Schedule, Scheduler
@@ -70,6 +70,7 @@ def make_rounds(path: Path) -> Rounds:
 
 
 def _schedule(arguments: argparse.Namespace) -> int:
+    require(*NEEDED)
     from aligner_chain.errors import ConfigurationError
     from bootstrap.scheduler import Schedule
 

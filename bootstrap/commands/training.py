@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bootstrap.commands.base import add_command, say
+from bootstrap.commands.base import add_command, require, say
 
 
 def add(commands: Any) -> None:
@@ -74,6 +74,7 @@ def _add_devices(train: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    require("train", "torch", "transformers", "trl", "peft", "accelerate")
     from bootstrap.training_run import TrainingRun
 
     run = TrainingRun.from_arguments(arguments)

@@ -9,6 +9,7 @@ from typing import Any
 from aligner_chain.audit import Row
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
+from aligner_chain.jsonl import unreadable
 from bootstrap.calling import ATTEMPTS, CONCURRENCY, limited
 from bootstrap.correctors.evaluating import Prompt
 from bootstrap.correctors.prompts import Asked
@@ -54,7 +55,7 @@ def _known(path: Path) -> dict[str, str]:
     try:
         rows = list(read_lines(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+        raise ConfigurationError(unreadable(path, error)) from error
     for row in rows:
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("question", "answer")):
             raise ConfigurationError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from aligner_chain.exchange import Exchange, Turn
+from aligner_chain.jsonl import unreadable
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs.values import Pair, Source, Triple
 from bootstrap.records import is_unicode
@@ -152,7 +153,7 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         with Path(path).open(encoding="utf-8-sig") as file:
             yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingDataError(f"{path} cannot be read as UTF-8 text: {error}. Check the path given.") from error
+        raise TrainingDataError(unreadable(path, error)) from error
 
 
 def _read_line(line: str, parse: Callable[[object], T]) -> T | _Bad:

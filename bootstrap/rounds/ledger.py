@@ -139,7 +139,7 @@ def _require_unfinished(connection: Connection, number: int) -> None:
     if found.finished:
         raise RoundError(
             f"Round {number} has ended ({found.status}); nothing of it was changed.\n"
-            "See all rounds:  aligner-bootstrap round list --config round.toml"
+            "See all rounds:  aligner-bootstrap round list"
         )
 
 
@@ -154,9 +154,7 @@ def _stages(number: int) -> Any:
 def _round(connection: Connection, number: int) -> Round:
     row = connection.execute(select(ROUNDS).where(_R.number == number)).one_or_none()
     if row is None:
-        raise RoundError(
-            f"There is no round {number}.\nSee all rounds:  aligner-bootstrap round list --config round.toml"
-        )
+        raise RoundError(f"There is no round {number}.\nSee all rounds:  aligner-bootstrap round list")
     values = row._asdict()
     created, ended = _time(values.pop("created_ms")), _time(values.pop("ended_ms"))
     stages = tuple(_stage(one) for one in connection.execute(_stages(number)))

@@ -533,7 +533,7 @@ def test_a_killed_evaluation_goes_on_from_the_cache(module: str, capsys: pytest.
         (["--prompts", "xstest", "--from", ".", "--answers", "x.jsonl"], "no answer to 2 of 2 questions"),
         (["--prompts", "xstest", "--from", ".", "--answers", "x", "--upstream", "none"], "--upstream none names no"),
         (["--data", "words.txt"], "`aligner-bootstrap eval correctors --help` shows the form"),
-        (["--data", "answers.jsonl", "--lexicon", "none.txt"], "none.txt cannot be read"),
+        (["--data", "answers.jsonl", "--lexicon", "none.txt"], "There is no file none.txt in "),
         (["--data", "answers.jsonl", "--question-only", "none"], "--question-only none names no model"),
         (["--data", "answers.jsonl", "--corrector", "delete=judging:longer"], "'delete' is the name of a null"),
     ],

@@ -218,12 +218,12 @@ def test_a_bad_line_is_named_with_what_is_expected(data, line, problem):
 def test_a_file_without_rows_or_that_is_none_is_an_error(data, tmp_path):
     with pytest.raises(TrainingDataError, match="holds no rows"):
         read_triples(data("", " "))
-    for path in (tmp_path, tmp_path / "nowhere.jsonl"):
-        with pytest.raises(TrainingDataError, match="cannot be read"):
+    for path, told in ((tmp_path, "is a folder"), (tmp_path / "nowhere.jsonl", "There is no file")):
+        with pytest.raises(TrainingDataError, match=told):
             read_triples(path)
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TrainingDataError, match="cannot be read"):
+    with pytest.raises(TrainingDataError, match="is not UTF-8 text"):
         read_triples(binary)
 
 

@@ -477,4 +477,4 @@ def test_a_folder_without_rows_and_a_missing_file_are_named(tmp_path: Path, caps
     assert main(["check", "--replay", str(tmp_path)]) == 2
     assert "holds no *.jsonl" in capsys.readouterr().err
     assert main(["check", "--replay", str(tmp_path / "none.jsonl")]) == 2
-    assert "none.jsonl cannot be read" in capsys.readouterr().err
+    assert "There is no file" in capsys.readouterr().err

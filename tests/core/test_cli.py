@@ -189,7 +189,7 @@ def test_what_is_no_json_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_missing_file_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["correct", "--file", str(tmp_path / "none.jsonl")]) == 2
-    assert "none.jsonl cannot be read" in capsys.readouterr().err
+    assert "There is no file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

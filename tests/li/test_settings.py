@@ -221,3 +221,11 @@ def test_a_deep_copy_tells_the_same(mend: Aligner) -> None:
     copied = copy.deepcopy(AlignerResponsePostprocessor(mend, on_correction=heard.put))
     copied.postprocess_response(Response(BAD), query_str=QUESTION)
     assert heard.get_nowait().text == GOOD
+
+
+def test_what_is_no_aligner_or_no_function_is_told_what_to_give(mend: Aligner) -> None:
+    wrong: Any = ScriptedLLM()
+    with pytest.raises(TypeError, match=r"Aligner\.from_chat_model\(chat_model\)"):
+        AlignerSynthesizer(get_response_synthesizer(llm=wrong), wrong)
+    with pytest.raises(TypeError, match=r"on_correction takes a function"):
+        AlignerResponsePostprocessor(mend, on_correction=[])
