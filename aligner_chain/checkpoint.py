@@ -75,7 +75,7 @@ def read_metadata(folder: str | Path) -> AlignerMetadata:
     except FileNotFoundError:
         if not (Path(folder) / "config.json").exists() and not (Path(folder) / "adapter_config.json").exists():
             raise CheckpointError(
-                f"{folder} holds no model: there is neither {FILE} nor config.json in it. Give the folder that holds them. Where "
+                f"{folder} holds no model: there is no {FILE} and no config.json in it. Give the folder that holds them. Where "
                 "it is a registry, name that in place of the model:  export ALIGNER_HOME=folder"
             ) from None
         raise CheckpointError(

@@ -375,8 +375,13 @@ def test_a_cache_key_names_the_aligner_and_what_it_does(
 
 
 def test_unknown_settings_are_refused(aligner: Aligner) -> None:
-    for wrong in ({"on_eror": "raise"}, {"on_error": "ignore"}, {"on_correction": 3}, {"aligner": object()}):
+    misspelt: list[dict[str, Any]] = [{"on_eror": "raise"}, {"on_error": "ignore"}]
+    for wrong in misspelt:
         with pytest.raises(ValidationError):
+            AlignerCorrector(**wrong)
+    of_another_kind: list[dict[str, Any]] = [{"on_correction": 3}, {"aligner": object()}]
+    for wrong in of_another_kind:
+        with pytest.raises(TypeError):
             AlignerCorrector(**wrong)
     with pytest.raises(TypeError):
         AlignerCorrector(aligner, question="q").invoke("a", question="other")
