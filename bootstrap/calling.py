@@ -27,10 +27,9 @@ def limited(chat_model: Runnable[Any, Any], *, requests_per_minute: float | None
         ConfigurationError: `chat_model` is none.
     """
     from langchain_core.rate_limiters import InMemoryRateLimiter
-    from langchain_core.runnables import Runnable, RunnableLambda
+    from langchain_core.runnables import RunnableLambda
 
-    if not isinstance(chat_model, Runnable):
-        raise ConfigurationError(f"{type(chat_model).__name__} is no chat model of LangChain. Give an instance of one.")
+    require_chat_model(chat_model)
     asked: Runnable[Any, Any] = chat_model
     if requests_per_minute is not None:
         per_second = requests_per_minute / 60
@@ -46,6 +45,14 @@ def limited(chat_model: Runnable[Any, Any], *, requests_per_minute: float | None
 
         asked = RunnableLambda(wait_for_turn) | chat_model
     return asked.with_retry(stop_after_attempt=attempts)
+
+
+def require_chat_model(given: object) -> None:
+    """Raises `ConfigurationError` for what is no chat model of LangChain, or a chain that ends like one."""
+    from langchain_core.runnables import Runnable
+
+    if not isinstance(given, Runnable):
+        raise ConfigurationError(f"{type(given).__name__} is no chat model of LangChain. Give an instance of one.")
 
 
 def require_positive(**numbers: float | None) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aligner_chain.aligner import Aligner
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
-from bootstrap.calling import ATTEMPTS, CONCURRENCY, require_positive
+from bootstrap.calling import ATTEMPTS, CONCURRENCY, require_chat_model, require_positive
 from bootstrap.judges.asking import LONGEST_REASON, Asker, Counts, OnError, Question, Verdict
 from bootstrap.judges.preference import FIRST, SECOND, TIE, Preference, paired, whole
 
@@ -108,6 +108,7 @@ class ChatModelJudge:
             raise ConfigurationError(
                 'A ChatModelJudge needs a criterion or more, like criteria={"right": "..."}, and on_error="raise" or "tie".'
             )
+        require_chat_model(chat_model)
         model: Any = chat_model
         self.identity = name or Aligner.from_chat_model(model).identity
         self._prompts = _Prompts(criteria, instructions)
