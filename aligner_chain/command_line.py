@@ -16,6 +16,7 @@ _CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)", re.DOTAL
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that names the command, value or option that a misspelt one is nearest to; so do those below it."""
 
+    # Its overloads in the type stubs tell namespaces apart, which makes no difference here.
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse does, but an option that this parser does not know is its own error, with its own usage."""
         found, unknown = super().parse_known_args(args, namespace)

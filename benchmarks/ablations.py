@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ sys.path[:0] = [str(HERE), str(HERE / "harm"), str(HERE / "tables")]
 
 import desk  # noqa: E402
 from ablation_tables import BARE, POLICY, Figures, tables  # noqa: E402
+from stored import commit, read, write  # noqa: E402
 
 from aligner_chain import Aligner, Correction, Exchange, __version__  # noqa: E402
 from aligner_chain.checkpoint import AlignerMetadata, write_metadata  # noqa: E402
@@ -60,7 +60,6 @@ from bootstrap.upstream import save_model, train_upstream  # noqa: E402
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-RESULTS = HERE / "results" / "ablations.json"
 SCALE = replace(QUICK, threads=1, trial_pairs=160, trial_steps=20, population=400, damaged=1_600)
 OWN, BARE_TEXT = "aligner-chain/1", "pku-aligner/2"
 """The demo's template, and one without a verdict, in which the published Aligners were trained."""
@@ -306,11 +305,10 @@ def run_all(seeds: Sequence[int], arms: Sequence[str], work: Path, questions: in
 
 def described(runs: Mapping[str, Mapping[str, Figures]], questions: int) -> Figures:
     """What is stored; not how long it took, since a run may be made in parts."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
     run_on = machine_figures(time.monotonic())
     names = [name for name in ARMS if any(name in arms for arms in runs.values())]
     return {
-        "commit": git.stdout.strip(),
+        "commit": commit(),
         "machine": run_on["machine"],
         "versions": {**run_on["versions"], "aligner_chain": __version__},
         "threads": 1,
@@ -334,12 +332,12 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200, help="held-out questions of each source")
     given = parser.parse_args()
     if given.what == "show":
-        _say("\n".join(tables(json.loads(RESULTS.read_text(encoding="utf-8")))))
+        _say("\n".join(tables(read("ablations"))))
         return
     told: Figures = {}
     for told in run_all(given.seeds, given.only or [*ARMS], given.work, given.questions):
         if not given.only:
-            RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            write("ablations", told)
     _say("\n".join(tables(told)))
 
 

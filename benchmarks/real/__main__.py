@@ -16,9 +16,7 @@ Set OMP_NUM_THREADS=1: models as small as these get no faster with more.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -39,8 +37,9 @@ import politeness  # noqa: E402
 import programs  # noqa: E402
 import real  # noqa: E402
 import rude  # noqa: E402
+import stored  # noqa: E402
 import tables  # noqa: E402
-from report import RESULTS, Figures  # noqa: E402
+from report import Figures  # noqa: E402
 
 QUESTION = "Politely?"
 """The question of every sentence of ParaDetox, which has none of its own; short, since each row pays for it."""
@@ -188,12 +187,10 @@ def debugbench(options: argparse.Namespace) -> Figures:
 
 def write(name: str, seed: int, started: float, figures: Figures) -> Path:
     """Writes `real_<name>.json`; `started` is of `time.monotonic`."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
-    path, run = RESULTS / f"real_{name}.json", machine_figures(started)
+    run = machine_figures(started)
     run["versions"]["aligner_chain"] = __version__
-    told: Mapping[str, object] = {"seed": seed, "commit": git.stdout.strip(), **run, "threads": 1, **figures}
-    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return path
+    told: Mapping[str, object] = {"seed": seed, "commit": stored.commit(), **run, "threads": 1, **figures}
+    return stored.write(f"real_{name}", told)
 
 
 RUNS = {"paradetox": paradetox, "debugbench": debugbench, "loop": rounds}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from cells import between, measured, percent
 from cells import lines as _lines
-from stored import RESULTS, Figures
+from stored import RESULTS, Figures, read
 
 POLITE = {
     "rude_left": "rude words left",
@@ -46,12 +44,8 @@ def show() -> None:
     """Prints every table, and says which stored file is missing."""
     for name, lines in TABLES.items():
         path = RESULTS / f"{name}.json"
-        found = lines(stored(path)) if path.exists() else [f"{path.name} is not there; see --help for what writes it."]
+        found = lines(read(name)) if path.exists() else [f"{path.name} is not there; see --help for what writes it."]
         print("\n".join(["", name, "", *found]))
-
-
-def stored(path: Path) -> Figures:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def paradetox(found: Figures) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 
-from cells import STUDENT, lines
+from cells import interval, lines
 from stored import Figures
 
 MEASURES = {
@@ -44,13 +44,6 @@ def together(found: Figures) -> list[str]:
 def by_source(found: Figures) -> list[str]:
     """Two measures by the source of the answers."""
     return [*_by_source(found, "wrong_fixed"), "", *_by_source(found, "right_changed")]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and half of its 95 % interval by Student's t; of one value alone nobody knows, which is NaN."""
-    if len(values) < 2:
-        return fmean(values), math.nan
-    return fmean(values), STUDENT[len(values)] * stdev(values) / len(values) ** 0.5
 
 
 def levels(found: Figures, arm: str, source: str, measure: str, policy: str = POLICY) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan, nan
 from statistics import fmean, stdev
 
 from stored import Figures
@@ -53,10 +54,15 @@ def ratio(one: Figures) -> str:
     return f"{one['median']:.2f} {between(one['interval_95'])}"
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and half of its 95 % interval by Student's t; of one value alone nobody knows, which is NaN."""
+    if len(values) < 2:
+        return fmean(values), nan
+    return fmean(values), STUDENT[min(len(values), max(STUDENT))] * stdev(values) / len(values) ** 0.5
+
+
 def over_seeds(values: Sequence[float]) -> str:
     """The mean of shares, one for each seed, and half the 95 % interval of Student's t, in per cent."""
-    middle = f"{100 * fmean(values):.1f}"
-    if len(values) == 1:
-        return middle
-    half = STUDENT[min(len(values), max(STUDENT))] * stdev(values) / len(values) ** 0.5
-    return f"{middle} ± {100 * half:.1f}"
+    middle, half = interval(values)
+    told = f"{100 * middle:.1f}"
+    return told if isnan(half) else f"{told} ± {100 * half:.1f}"

@@ -355,7 +355,7 @@ def test_how_likely_an_ending_is_to_an_upstream_is_what_the_model_itself_says(
 
 @pytest.mark.parametrize("name", ["real_paradetox", "real_loop", "real_debugbench", "harm_gsm8k"])
 def test_the_docs_show_the_stored_figures(measures: SimpleNamespace, name: str) -> None:
-    lines = measures.tables.TABLES[name](measures.tables.stored(measures.report.RESULTS / f"{name}.json"))
+    lines = measures.tables.TABLES[name](measures.tables.read(name))
     page = (ROOT / "docs" / "real_data.md").read_text(encoding="utf-8")
     assert len(lines) > 3
     assert "\n".join(lines) in page
