@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import stored
+
 from aligner_chain import __version__
 from bootstrap.demo.show import machine_figures
 from bootstrap.evaluation import wilson
 
-RESULTS = Path(__file__).parent.parent / "results"
 DRAWS = 2000
 """Resamples of a bootstrap interval."""
 
@@ -54,11 +54,9 @@ def middle(values: Sequence[float]) -> list[float]:
 
 def write(name: str, seed: int, started: float, figures: Figures) -> Path:
     """Writes `harm_<name>.json`; `started` is of `time.monotonic`."""
-    RESULTS.mkdir(exist_ok=True)
-    path, run = RESULTS / f"harm_{name}.json", machine_figures(started)
+    run = machine_figures(started)
     run["versions"]["aligner_chain"] = __version__
-    path.write_text(json.dumps({"seed": seed, **run, "threads": 1, **figures}, indent=1) + "\n", encoding="utf-8")
-    return path
+    return stored.write(f"harm_{name}", {"seed": seed, "commit": stored.commit(), **run, "threads": 1, **figures})
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
