@@ -328,7 +328,9 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["run", "show"], default="run")
     parser.add_argument("--work", type=Path, default=Path("ablations-work"), help="where all that is made is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22, 23, 24])
-    parser.add_argument("--only", choices=ARMS, action="append", metavar="ARM", help=f"of {', '.join(ARMS)}")
+    parser.add_argument(
+        "--only", choices=ARMS, action="append", metavar="ARM", help="one of: " + ", ".join(ARMS).replace("%", "%%")
+    )
     parser.add_argument("--questions", type=int, default=200, help="held-out questions of each source")
     given = parser.parse_args()
     if given.what == "show":

@@ -75,6 +75,17 @@ def options(script: Path) -> set[str]:
     return {str(arg.value) for call in added for arg in call.args if isinstance(arg, ast.Constant)}
 
 
+def test_every_benchmark_tells_its_options() -> None:
+    """Once `--help` ended in a traceback, at a name with a per cent sign."""
+    scripts = sorted({*BENCHMARKS.glob("*.py"), *(main.parent for main in BENCHMARKS.glob("*/__main__.py"))})
+    told = [str(script) for script in scripts if options(script / "__main__.py" if script.is_dir() else script)]
+    helping = [sys.executable, str(ROOT / "tests" / "support" / "helping.py"), *told]
+    done = subprocess.run(helping, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for script, text in zip(told, done.stdout.split("# /")[1:], strict=True):
+        assert "usage: " in text, script
+
+
 def test_a_recipe_runs_its_commands_on_the_given_data(
     parts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
