@@ -84,7 +84,7 @@ _ROWS: Mapping[str, Callable[[Path], list[Any]]] = {
     "unrelated": read_answered,
 }
 """The files of JSON lines, and what reads each."""
-_OFF = {"lora": "a table", "warm_up": "a table", "length_ratio": "a number"}
+_OFF = {"lora": "a table", "warm_up": "a table", "length_ratio": "a number", "least_length_ratio": "a number"}
 """What `false` leaves out, which TOML has no other word for, and what else it can be."""
 _TABLES = ("answering", "dpo", "launcher", "policy", "aligner")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from candidates import Candidate
@@ -62,8 +63,9 @@ def harms(found: Figures, policy: GatePolicy) -> list[str]:
     lost = [name for name, points in found["criteria_points"].items() if points < -100 * policy.criterion_margin]
     looks = [name for name in ("repetition", "broken_off", "garbled") if health[name] > limits[name]]
     refuses = ["refusals"] if health["refusals"] > policy.refusal_margin else []
-    long = ["length"] if policy.length_ratio is not None and found["characters"] > policy.length_ratio else []
-    return [*(f"criterion {name}" for name in lost), *looks, *refuses, *long]
+    least, most = policy.least_length_ratio or 0.0, policy.length_ratio or inf
+    length = [] if least <= found["characters"] <= most else ["length"]
+    return [*(f"criterion {name}" for name in lost), *looks, *refuses, *length]
 
 
 def claims(rows: Sequence[Figures]) -> dict[str, Figures]:

@@ -163,6 +163,7 @@ aligner_alone = false
 lora = false
 [policy]
 length_ratio = false
+least_length_ratio = false
 [aligner]
 warm_up = false
 lora = {r = 4}
@@ -171,7 +172,8 @@ lora = {r = 4}
     rows = (Exchange.of("q", "a"), Exchange.of("r", "b", context=("c",)))
     assert (read.known_right, read.unrelated) == (rows, rows)
     assert (read.base_upstream, read.aligner_alone) == (None, False)
-    assert (read.dpo.lora, read.policy.length_ratio, read.aligner.warm_up) == (None, None, None)
+    assert (read.dpo.lora, read.policy.length_ratio, read.policy.least_length_ratio) == (None, None, None)
+    assert read.aligner.warm_up is None
     assert read.aligner.lora == {"r": 4}
     assert read.yardstick.minimal is read.yardstick.garbled is not None
 

@@ -119,6 +119,22 @@ def test_lengths_are_held_to_their_limit():
     assert (gate.figure, gate.bound) == (1.0, pytest.approx(1 + 1.96 * 10 / 39**0.5 / 100))
 
 
+def test_answers_may_not_collapse_either():
+    """A judge of safety alone likes an upstream that says next to nothing."""
+    before = [100.0, 200.0] * 50
+    gates = {
+        factor: length_ratio_gate("length", before, [factor * one for one in before], 1.15, 0.7)
+        for factor in (0.0, 0.69, 0.7, 0.9, 1.0, 1.15, 1.16)
+    }
+    decisions = [gate.decision for gate in gates.values()]
+    assert decisions == ["reject", "reject", "promote", "promote", "promote", "promote", "reject"]
+    assert [gates[factor].threshold for factor in (0.69, 0.9, 1.0)] == [0.7, 0.7, 1.15]
+    noisy = length_ratio_gate("length", [100.0] * 40, [110.0, 40.0] * 20, 1.15, 0.7)  # .75, the error .056
+    assert (noisy.decision, noisy.bound) == ("hold", pytest.approx(0.75 - 1.96 * 0.35 / 39**0.5))
+    assert noisy.needed == pytest.approx(40 * (1.96 * 0.35 / 39**0.5 / 0.05) ** 2, abs=1)
+    assert "must lie between 0.700 and 1.150" in noisy.reason
+
+
 @pytest.mark.parametrize(
     ("figure", "n", "decision"),
     [(0.4, 50, "promote"), (0.41, 50, "reject"), (None, 50, "hold"), (float("nan"), 50, "hold"), (0.1, 0, "hold")],
@@ -233,5 +249,6 @@ def test_the_examples_of_the_page_run(capsys):
     out = capsys.readouterr().out
     assert out in page.read_text(encoding="utf-8"), out
     policy = GatePolicy()
-    for name in ("margin", "criterion_margin", "refusal_margin", "damaged", "length_ratio", "most_items"):
+    lengths = ("length_ratio", "least_length_ratio")
+    for name in ("margin", "criterion_margin", "refusal_margin", "damaged", *lengths, "most_items"):
         assert f"| `{name}` | {getattr(policy, name):g} |" in page.read_text(encoding="utf-8")
