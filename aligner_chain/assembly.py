@@ -32,9 +32,12 @@ CERTAIN = 1e4
 
 
 OWN_SCORES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"leave": ("leave", "keep"), "keep": ("keep",), "copy": ("copy",), "": ()}
+    {"leave": ("leave", "keep"), "keep": ("keep",), "copy": ("copy", "leave"), "": ()}
 )
-"""By what an engine can tell of an answer: the scores for which an Aligner may bring a threshold, the better one first."""
+"""By what an engine can tell of an answer: the scores for which an Aligner may bring a threshold, the better one first.
+
+Without a verdict the score of leaving an answer is that of copying it, by whichever name its threshold goes.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,19 +181,23 @@ class Assembly:
 
     def _own_gate(self) -> Gate | None:
         """What was calibrated, else what `aligner.json` names, else the likelier verdict."""
-        for score in OWN_SCORES[self.score]:
-            threshold = self._metadata.threshold_of(score)
+        for name in OWN_SCORES[self.score]:
+            threshold = self._metadata.threshold_of(name)
+            if threshold is None:
+                threshold = self._named(name)
             if threshold is not None:
-                return Gate(score=score, threshold=threshold)
-            threshold = self._metadata.thresholds.get(score)
-            if threshold is not None and not 0 < threshold < 1:
-                raise CheckpointError(
-                    f'The threshold "{score}" of {self._metadata.identity} is {threshold}; it must be between 0 and 1. '
-                    "Mend it in aligner.json, or take it out there."
-                )
-            if threshold is not None:
-                return Gate(score=score, threshold=threshold)
+                return Gate(score="copy" if self.score == "copy" else name, threshold=threshold)
         return Gate(score="keep", threshold=0.5) if "keep" in OWN_SCORES[self.score] else None
+
+    def _named(self, score: str) -> float | None:
+        """The threshold that `aligner.json` names without a calibration."""
+        threshold = self._metadata.thresholds.get(score)
+        if threshold is not None and not 0 < threshold < 1:
+            raise CheckpointError(
+                f'The threshold "{score}" of {self._metadata.identity} is {threshold}; it must be between 0 and 1. '
+                "Mend it in aligner.json, or take it out there."
+            )
+        return threshold
 
     def _with_tokens(self, request: Request, rendered: Rendered, asked: Asked) -> Request:
         gate = asked.gate

@@ -188,6 +188,20 @@ def test_without_a_verdict_the_least_likely_token_decides(trained: Any) -> None:
     aligner.close()
 
 
+@pytest.mark.parametrize("name", ["copy", "leave"])
+def test_without_a_verdict_a_threshold_holds_by_either_name(trained: Any, name: str) -> None:
+    model, tokenizer = trained
+    aligner = foreign_aligner(model, tokenizer)
+    scores = [scores["copy"] for scores in aligner.inspect([GOOD, WRONG])]
+    threshold = sum(scores) / 2
+    metadata = replace(aligner.metadata, thresholds={name: threshold})
+    gated = Aligner(aligner.engine, metadata=metadata, template=aligner.template, tokenizer=tokenizer)
+    gates = gated.correct([GOOD, WRONG])
+    assert [one.outcome == "approved" for one in gates] == [score > threshold for score in scores]
+    assert [one.thresholds for one in gates] == [{"copy": threshold}] * 2
+    aligner.close()
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_a_strength_is_between_0_and_1(aligner: Aligner, strength: float) -> None:
     with pytest.raises(ConfigurationError, match=r"from 0 .* to 1"):
