@@ -18,7 +18,7 @@ from aligner_chain.proxy.settings import Limits
 
 CLIENT_GONE = 499
 FAREWELL_S = 2.0
-"""Seconds that a client has to take an error in."""
+"""Seconds that a client has to take an error in, and to send what is left of a body that nobody wants."""
 CHAT = "/v1/chat/completions"
 
 _LOG = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Guard:
             # A client that reads nothing would else keep its place among the requests for ever.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL_S):
-                    await outbox.refuse(refused, close=not inbox.whole)
+                    await outbox.refuse(refused, inbox)
 
     def _admit(self, inbox: Inbox) -> None:
         if self._running > self._limits.in_flight:
@@ -135,6 +135,13 @@ class Inbox:
             self._whole.set()
         return message
 
+    async def drain(self) -> None:
+        """Throws away what is left of the body. To close on it would reset the connection, and the answer with it."""
+        more = not self.whole
+        while more:
+            message = await self._receive()
+            more = message["type"] != "http.disconnect" and message.get("more_body", False)
+
     async def gone(self) -> None:
         """Returns when the client is gone, which can only be seen once its body is whole."""
         await self._whole.wait()
@@ -157,11 +164,11 @@ class Outbox:
             self._observed.status = message["status"]
         await self._send(message)
 
-    async def refuse(self, refused: Refused, *, close: bool) -> None:
+    async def refuse(self, refused: Refused, inbox: Inbox) -> None:
         """Sends the error, as the last event of a stream that has begun; no `[DONE]` follows it.
 
-        Any other answer that has begun is left unfinished, so that the server cuts the connection. With `close` what the client
-        still sends is not read.
+        Any other answer that has begun is left unfinished, so that the server cuts the connection. Where the body is not whole
+        the connection is closed, once the client has sent the rest.
         """
         if self._observed.stream:
             await self.send({"type": "http.response.body", "body": Event.of(refused.body).wire})
@@ -171,9 +178,11 @@ class Outbox:
         body = refused.text.encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in refused.headers.items()]
-        headers += [(b"connection", b"close")] if close else []
+        headers += [] if inbox.whole else [(b"connection", b"close")]
         await self.send({"type": "http.response.start", "status": refused.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        await inbox.drain()
+        await self.send({"type": "http.response.body", "body": b""})
 
 
 class ClientGoneError(Exception):

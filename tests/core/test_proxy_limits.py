@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -53,7 +54,7 @@ def still_answering(behind: Upstream, base: str, caplog: pytest.LogCaptureFixtur
         pass  # The client has its answer a moment before the request has ended.
     records = [json.dumps(record.__dict__, default=str) + record.getMessage() for record in caplog.records]
     assert any("chatcmpl-1" in one for one in records)
-    assert not [one for one in records if SECRET in one or KEY in one or "sk-" in one]
+    assert not [one for one in records if SECRET in one or KEY in one or re.search(r"\bsk-", one)]  # "Task-1" may be
 
 
 def connect(base: str) -> socket.socket:
@@ -104,7 +105,6 @@ def post(base: str, body: bytes, **kwargs: Any) -> httpx.Response:
         (b"\xff\xfe\xfd", "application/json", 400, "invalid_json"),
         (f"[{SECRET}]".encode(), "application/json", 400, "invalid_json"),
         (b'"text"', "application/json", 400, "invalid_json"),
-        (b'{"a":' * 3000 + b"1" + b"}" * 3000, "application/json", 400, "invalid_json"),
         (b"[" * 19_000, "application/json", 400, "invalid_json"),
         (b'{"n": ' + b"9" * 10_000 + b"}", "application/json", 400, "invalid_json"),
         (b"{}", "text/plain", 415, "unsupported_media_type"),
@@ -214,6 +214,29 @@ def test_an_upstream_cannot_write_headers_into_an_answer(base: str, behind: Upst
     path = f"{base}/models/a%0d%0aX-Evil:%201"
     assert CLIENT.get(path).status_code == 404
     assert len(behind.requests) == 1
+
+
+def test_a_body_that_is_nested_deeply_harms_nothing(base: str, behind: Upstream) -> None:
+    """Python 3.11 does not read it; later ones do, and find no messages in it when it is answered."""
+    response = post(base, b'{"a":' * 3000 + b"1" + b"}" * 3000)
+    expected = ((422, "prompt_not_found"), 1) if behind.requests else ((400, "invalid_json"), 0)
+    assert ((response.status_code, response.json()["error"]["code"]), len(behind.requests)) == expected
+
+
+def test_who_still_sends_a_body_that_is_refused_is_not_cut_off(base: str, behind: Upstream) -> None:
+    """To close on unread bytes resets the connection, and then the answer is lost for whoever sends first and reads later."""
+    with connect(base) as client:
+        client.sendall(head(10**6) + b"{")
+        answer = client.recv(65536)
+        while not answer.endswith(b"}"):
+            answer += client.recv(65536)
+        for _ in range(10):
+            client.sendall(b"x" * 99_999)
+        client.sendall(b"x" * 9)
+        assert client.recv(65536) == b""
+    assert status(answer) == 413
+    assert b"connection: close" in answer.lower()
+    assert behind.requests == []
 
 
 def test_more_requests_at_a_time_than_allowed_are_told_to_come_back(base: str, behind: Upstream) -> None:
