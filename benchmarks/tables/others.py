@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cells import between, lines
+from cells import between, lines, percent, share
 from stored import Figures
 
 PROXIED = {
@@ -63,3 +63,16 @@ def same_training(found: Figures) -> list[str]:
     rows.append(("what is allowed", found["allowed"]))
     head = ["relative", "first gradient", f"weights after {found['steps']} steps, of the update", "losses"]
     return lines(head, [[told, *(f"{one[of]:g}" for of in ("gradient", "weights", "losses"))] for told, one in rows])
+
+
+def demo_rag(found: Figures) -> list[str]:
+    head = ["seed", "contradictions repaired", "of them unseen products", "right answers kept"]
+    head.append("fully right: alone, with the Aligner")
+    return lines(head, [[seed, *_repaired(one)] for seed, one in found["runs"].items()])
+
+
+def _repaired(one: Figures) -> list[str]:
+    of = (one["all products"]["repaired"], one["unseen products"]["repaired"], one["right answers"])
+    sides = (one["all products"][side]["fully_right"] for side in ("upstream_alone", "with_aligner"))
+    told = (f"{share(part['share'], part['interval'])} ({part['k']} of {part['n']})" for part in of)
+    return [*told, ", ".join(map(percent, sides))]

@@ -10,15 +10,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = ("cells", "places", "recompute", "harm", "others", "rounds", "checks")
+MODULES = ("cells", "places", "recompute", "harm", "others", "rounds", "checks", "demo_rag")
 FIGURE = re.compile(r"\**[-+]?\d[\d.,]*\**( ?(%|µs|ms|s|MiB))?([,: (\[±]|$)")
 
 
@@ -218,3 +220,38 @@ def test_rounds_in_short_are_means_over_the_seeds(parts: SimpleNamespace) -> Non
         "| start | 40.0 ± 49.7 | 50.0 ± 0.0 | 25.0 ± 0.0 | 0.0 ± 0.0 |",
         "| 1 | 65.0 ± 49.7 | 50.0 ± 0.0 | 25.0 ± 0.0 | 0.0 ± 0.0 |",
     ]
+
+
+def demo_figures(parts: SimpleNamespace, **changes: Any) -> dict[str, Any]:
+    """What a demo with passages writes, as far as it is read."""
+    group = {
+        "repaired": {"k": 3, "n": 4, "share": 0.75, "interval": [0.5, 1.0]},
+        "upstream_alone": {"fully_right": 0.25},
+        "with_aligner": {"fully_right": 0.875},
+    }
+    unseen = {**group, "repaired": {"k": 1, "n": 2, "share": 0.5, "interval": [0.25, 0.75]}}
+    scale = {**asdict(parts.demo_rag.RAG_FULL), "threads": 2}
+    kept = {"k": 9, "n": 10, "share": 0.9, "interval": [0.625, 1.0]}
+    figures = dict.fromkeys(parts.demo_rag.KEPT) | {"seed": 1, "scale": scale, "gates": ["not stored"]}
+    return {**figures, "all products": group, "unseen products": unseen, "right answers": kept, **changes}
+
+
+def test_a_finished_demo_is_stored_and_not_run_again(parts: SimpleNamespace, tmp_path: Path) -> None:
+    figures, full = demo_figures(parts), parts.demo_rag.RAG_FULL
+    (tmp_path / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
+    found = parts.demo_rag.demo(tmp_path, 1, full)
+    assert found == {"commit": None, "threads": 2, **{name: figures[name] for name in parts.demo_rag.KEPT}}
+    (tmp_path / "commit").write_text("abc", encoding="utf-8")
+    found = parts.demo_rag.demo(tmp_path, 1, full)
+    assert found["commit"] == "abc"
+    assert parts.others.demo_rag({"runs": {"1": found}})[2:] == [
+        "| 1 | 75.0 % [50.0, 100.0] (3 of 4) | 50.0 % [25.0, 75.0] (1 of 2) | 90.0 % [62.5, 100.0] (9 of 10) | 25.0 %, 87.5 % |"
+    ]
+
+
+@pytest.mark.parametrize("other", ["seed", "size"])
+def test_figures_of_another_demo_are_not_stored(parts: SimpleNamespace, tmp_path: Path, other: str) -> None:
+    changes = {"seed": {"seed": 2}, "size": {"scale": asdict(parts.demo_rag.RAG_QUICK)}}[other]
+    (tmp_path / "figures.json").write_text(json.dumps(demo_figures(parts, **changes)), encoding="utf-8")
+    with pytest.raises(SystemExit, match="another demo"):
+        parts.demo_rag.demo(tmp_path, 1, parts.demo_rag.RAG_FULL)
