@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -185,23 +185,35 @@ class Writer:
     def _bring(self, *, urgent: bool) -> bool:
         up = urgent or not self._delivery.retry_in()
         self._look = self._look or urgent or self._delivery.away
-        for records in self._waiting_now():
-            left = self._write(records) if up else records
-            up = up and not left
-            self._spill(left)
+        up = self._bring_on(self._waiting_now(), up)
         with self._helping:
             pass
+        up = self._bring_on(self._ready(), up)  # what the helper had in hand and could not log
         try:
             return up and self._move() and (not self._look or self._adopt()) and not self._memory.ready
         except OSError as error:  # the log cannot be read
             self._delivery.pause(error)
             return False
 
+    def _bring_on(self, batches: Iterable[list[Record]], up: bool) -> bool:
+        """Brings batches in hand to the store while it is up, and to the log from then on. Whether it still is."""
+        for records in batches:
+            left = self._write(records) if up else records
+            up = up and not left
+            self._spill(left)
+        return up
+
+    def _ready(self) -> Iterator[list[Record]]:
+        """What is redacted already and found no room in the log, in hand, as much at a time as one transaction takes."""
+        with self._memory.lock:
+            ready = self._memory.take_ready()
+        yield from (ready[at : at + self._batch] for at in range(0, len(ready), self._batch))
+
     def _waiting_now(self) -> Iterator[list[Record]]:
         """What is in memory at this moment, redacted and in hand, as much at a time as one transaction takes."""
         with self._memory.lock:
-            ready, left = self._memory.take_ready(), len(self._memory.queue)
-        yield from (ready[at : at + self._batch] for at in range(0, len(ready), self._batch))
+            left = len(self._memory.queue)
+        yield from self._ready()
         while taken := self._memory.take(min(self._batch, left)):
             left -= len(taken)
             yield self._redacted(taken)
