@@ -5,6 +5,9 @@ PYTHON := $(shell for p in python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/ready
 FLOOR := .venv-floor
+NEWEST := .venv-newest
+NEWEST_PYTHON = $(shell for p in python3.13 "$$(pyenv prefix 3.13 2>/dev/null)/bin/python"; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' >/dev/null 2>&1 && echo "$$p" && break; done)
 
 # Nothing may be looked up or reported over the network once the environment is there; trainers do both unless told.
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
@@ -12,7 +15,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 TOKENIZERS
 # Each kernel of a notebook takes one thread for tiny models, of which more only wait for each other.
 QUIET := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-floor notebooks docs tables lint format soak vllm-env clients-env clean
+.PHONY: demo test test-floor test-newest notebooks docs tables lint format soak vllm-env clients-env clean
 
 demo: $(READY)
 	rm -rf demo-out
@@ -24,6 +27,16 @@ test: $(READY)
 # Both faces on the lowest versions that pyproject.toml allows.
 test-floor: $(FLOOR)/ready
 	$(OFFLINE) $(FLOOR)/bin/python -m pytest tests/lc tests/li
+
+# The faces, the proxy and the collection on the newest Python that is supported, without torch; nothing where there is none.
+test-newest:
+	@if [ -n "$(NEWEST_PYTHON)" ]; then $(MAKE) --no-print-directory $(NEWEST)/tested; else \
+		echo "No Python 3.13 found as python3.13 or by pyenv: the tests on it are left out." >&2; fi
+
+.PHONY: $(NEWEST)/tested
+$(NEWEST)/tested: $(NEWEST)/ready
+	$(OFFLINE) $(NEWEST)/bin/python -m pytest -m "not soak" -n auto --maxprocesses 4 --dist loadfile tests/lc tests/li \
+		tests/core/test_proxy*.py tests/boot/test_collect*.py tests/boot/test_store.py
 
 soak: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m soak
@@ -79,7 +92,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(FLOOR) .venv-vllm .venv-clients dist build demo-out demo-quick demo-quick-rag .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(FLOOR) $(NEWEST) .venv-vllm .venv-clients dist build demo-out demo-quick demo-quick-rag .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -96,4 +109,12 @@ $(FLOOR)/ready: pyproject.toml constraints.txt constraints-floor.txt
 	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt hatchling editables
 	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR)/constraints.txt --no-build-isolation \
 		-e '.[agents,llama-index,otel,collect]' transformers opentelemetry-sdk hypothesis pytest pytest-asyncio pytest-socket
+	touch $@
+
+$(NEWEST)/ready: pyproject.toml constraints.txt
+	"$(NEWEST_PYTHON)" -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -c constraints.txt hatchling editables
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation \
+		-e '.[agents,llama-index,otel,collect,proxy,server]' transformers opentelemetry-sdk hypothesis pytest pytest-asyncio \
+		pytest-socket pytest-xdist
 	touch $@

@@ -116,7 +116,8 @@ def _pooled(sources: Sequence[Figures], measure: str) -> float | None:
     counted = _COUNTED.get(measure, ("n_right", "n_wrong"))
     known = [(sum(one[name] for name in counted), one[measure]) for one in sources if one[measure] is not None]
     total = sum(count for count, _ in known)
-    return sum(count * value for count, value in known) / total if total else None
+    # Not `sum`, whose last digit, and so now and then a rounded one, changed with Python 3.12.
+    return math.fsum(count * value for count, value in known) / total if total else None
 
 
 def _arms(found: Figures) -> list[str]:

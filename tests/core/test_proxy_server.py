@@ -29,6 +29,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_an_aligner_on_a_server_corrects_without_torch_here(tmp_path: Path, make_tokenizer: Any) -> None:
+    pytest.importorskip("torch")  # for the server
     folder = by_heart.always(tmp_path / "nay", make_tokenizer())
     engine = HuggingFaceEngine.from_pretrained(folder)
     with CompletionsServer(engine) as there, OpenAIServer() as model:
