@@ -33,8 +33,9 @@ from bootstrap.pairs import Triple, write_triples
 from bootstrap.sft import TrainingSettings, cpu_threads
 from bootstrap.training import TrainingJob
 from bootstrap.training.estimating import Estimate, estimate_aligner, matrix_speed
-from bootstrap.training.worker import aligner_tokenizer, window
+from bootstrap.training.worker import aligner_tokenizer
 from bootstrap.upstream import LORA
+from bootstrap.upstream.loading import window
 
 FACTOR = 1.3
 """An estimate is good where neither it nor what was measured is more than this many times the other."""

@@ -7,7 +7,7 @@ flawed answer: the second stage never sees one as its own target.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
 from aligner_chain.templates import SPECIAL_TOKENS, CorrectionTemplate, encode, get_template, prepare_tokenizer
 from bootstrap.errors import TrainingDataError
+from bootstrap.fields import NOT_NEGATIVE, SHARE, require_fields
 from bootstrap.pairs import Triple
 from bootstrap.sft import Row, TrainingSettings, merged, tune_rows
 
@@ -34,13 +35,14 @@ class AlignerTrainingSettings:
     bitsandbytes. `memory_check` refuses a training whose estimate exceeds the memory that is free.
 
     Raises:
-        ConfigurationError: quantised weights are to be trained themselves, or `keep_share` is no range of shares.
+        ConfigurationError: quantised weights are to be trained themselves, `keep_share` is no range of shares, or a field is
+            of another type or out of range.
     """
 
     warm_up: TrainingSettings | None = field(default_factory=lambda: TrainingSettings(epochs=1.0))
     correction: TrainingSettings = field(default_factory=TrainingSettings)
     template: str = "aligner-chain/1"
-    lora: Any = None
+    lora: Mapping[str, Any] | None = None
     keep_share: tuple[float, float] = (0.3, 0.4)
     asked_share: float = 0.0
     seed: int = 0
@@ -48,15 +50,17 @@ class AlignerTrainingSettings:
     memory_check: bool = True
 
     def __post_init__(self) -> None:
+        if not _is_range(self.keep_share):
+            raise ConfigurationError(
+                f"keep_share is {self.keep_share!r}; it is two shares from 0 to 1, the smaller one first: (0.3, 0.4)."
+            )
+        require_fields(self, asked_share=SHARE, seed=NOT_NEGATIVE)
+        get_template(self.template)  # else it is missed after hours of training the upstream
         if self.quantized not in (None, "4bit"):
             raise ConfigurationError(f'quantized is {self.quantized!r}; it can be "4bit" or left out.')
         if self.quantized and not self.lora:
             raise ConfigurationError(
                 "Quantized weights cannot be trained themselves: give lora, or leave quantized out."
-            )
-        if not _is_range(self.keep_share):
-            raise ConfigurationError(
-                f"keep_share is {self.keep_share!r}; it is two shares from 0 to 1, the smaller one first: (0.3, 0.4)."
             )
 
     @property

@@ -102,11 +102,21 @@ def read_config(path: Path) -> RoundConfig:
         message = f"{path} lacks {', '.join(missing)}. A whole file looks like this:\n\n{EXAMPLE}"
         raise ConfigurationError(message)
     _require_types(values, path)
-    loaded = {name: load_callable(values[name]) for name in _NAMES if name in values}
+    loaded = {name: _loaded(name, values[name]) for name in _NAMES if name in values}
     try:
         return _config(values, loaded, path.absolute().parent, _rows(values, path))
-    except JudgeError as error:
+    except (ConfigurationError, JudgeError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
+
+
+def _loaded(name: str, reference: str) -> Any:
+    """What a key names: a function or another object that can be called, and of `preference` a judge of it."""
+    found = load_callable(reference)
+    if name == "preference" and not hasattr(found, "prefer"):
+        raise ConfigurationError(f"{name} is {reference!r}, which has no method prefer. See docs/judges.md.")
+    if name != "preference" and not callable(found):
+        raise ConfigurationError(f"{name} is {reference!r}, which is {found!r} and cannot be called. Name a function.")
+    return found
 
 
 def _rows(values: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:
@@ -115,7 +125,7 @@ def _rows(values: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:
     for name, read in _ROWS.items():
         if name in values:
             try:
-                found[name] = tuple(read(path.absolute().parent / values[name]))
+                found[name] = tuple(read(_path(path.absolute().parent, values[name])))
             except TrainingDataError as error:
                 raise ConfigurationError(f"In {path} {name} is {values[name]!r}: {error}") from error
     return found
@@ -123,8 +133,9 @@ def _rows(values: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:
 
 def _config(values: Mapping[str, Any], loaded: Mapping[str, Any], folder: Path, rows: Mapping[str, Any]) -> RoundConfig:
     launcher = _launcher(folder, values.get("launcher", {}))
+    paths: dict[str, Any] = {name: _path(folder, values[name]) for name in _PATHS if name in values}
     return RoundConfig(
-        **{name: folder / values[name] for name in _PATHS if name in values},
+        **paths,
         store=_url_or_path(folder, values["store"]),
         registry=_url_or_path(folder, values["registry"]) if "registry" in values else None,
         **{name: values[name] for name in (*_NUMBERS, *_FLAGS) if name in values},
@@ -150,16 +161,25 @@ def _require_types(values: Mapping[str, Any], path: Path) -> None:
     for name in _FLAGS:
         if not isinstance(values.get(name, True), bool):
             raise ConfigurationError(f"In {path} {name} is {values[name]!r} and must be true or false.")
+    for name in _TABLES:
+        if not isinstance(values.get(name, {}), Mapping):
+            raise ConfigurationError(f"In {path} {name} is {values[name]!r} and must be a table:  [{name}]")
 
 
 def _url_or_path(folder: Path, value: str) -> str:
-    return value if "://" in value else str(folder / value)
+    return value if "://" in value else str(_path(folder, value))
+
+
+def _path(folder: Path, value: str) -> Path:
+    """A path as a shell would read it from this folder; `~` is the user's home."""
+    return folder / (Path(value).expanduser() if value.startswith("~/") else value)
 
 
 def _launcher(folder: Path, values: Mapping[str, Any]) -> Launcher:
     """How trainings are started; a configuration is one of ours by its name, or a path relative to the file."""
     named = values.get("config", "")
-    known = values if named in ("", *CONFIGURATIONS) else {**values, "config": folder / named}
+    ours = not isinstance(named, str) or named in ("", *CONFIGURATIONS)
+    known = values if ours else {**values, "config": _path(folder, named)}
     return _settings(Launcher, known, "[launcher]")
 
 
@@ -177,7 +197,10 @@ def _read(path: Path) -> dict[str, Any]:
 def _answering(values: Mapping[str, Any]) -> Answering:
     _refuse_unknown(values, {"temperature", "seed", "max_new"}, "[answering]")
     sampling = Sampling(temperature=values.get("temperature", 1.0), seed=values.get("seed", 0))
-    return Answering(sampling=sampling, max_new=values.get("max_new", 512))
+    try:
+        return Answering(sampling=sampling, max_new=values.get("max_new", 512))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"In [answering] {error}") from None
 
 
 def _aligner(values: Mapping[str, Any], launcher: Launcher) -> AlignerTrainingSettings:
@@ -197,7 +220,11 @@ def _aligner(values: Mapping[str, Any], launcher: Launcher) -> AlignerTrainingSe
 
 def _settings(make: Callable[..., Settings], values: Mapping[str, Any], where: str) -> Settings:
     _refuse_unknown(values, {field.name for field in fields(make)}, where)  # type: ignore[arg-type]
-    return make(**{name: _setting(name, value, where) for name, value in values.items()})
+    given = {name: _setting(name, value, where) for name, value in values.items()}
+    try:
+        return make(**given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"In {where} {error}") from None
 
 
 def _setting(name: str, value: Any, where: str) -> Any:

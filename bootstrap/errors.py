@@ -26,6 +26,7 @@ Whatever is raised, the served pair is as it was before.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 
 from aligner_chain.errors import AlignerError, MissingExtraError
@@ -42,6 +43,16 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     """The error that says how to install what an import did not find, or None where no extra brings it."""
     package = (error.name or "").partition(".")[0]
     return MissingExtraError(package, _EXTRAS[package]) if package in _EXTRAS else None
+
+
+def told(error: Exception) -> str:
+    """What a person is told of an error; where it is not one of ours, also what it is and where it was raised."""
+    if isinstance(error, AlignerError):
+        return str(error)
+    if isinstance(error, SyntaxError):  # its text names the file and the line
+        return f"{type(error).__name__}: {error}"
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({raised.filename}, line {raised.lineno})"
 
 
 class BootstrapError(AlignerError):

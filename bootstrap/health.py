@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,23 +141,27 @@ def measure_health(
 def measure_likelihoods(
     candidate: Path, reference: Path, probe: Sequence[Pair], unrelated: Sequence[Exchange]
 ) -> Likelihoods:
-    """The log-probabilities of the probe's chosen and the unrelated answers under both models, compared."""
+    """The log-probabilities of the probe's chosen and the unrelated answers under both models, compared.
+
+    What does not fit both windows is not measured and not counted.
+    """
     rows = [*probe, *(_as_pair(one) for one in unrelated)]
     (old_rows, old), (new_rows, new) = (_log_probs(folder, rows) for folder in (reference, candidate))
     if old_rows != new_rows:
         message = f"{candidate} and {reference} do not read texts as the same tokens, so their likelihoods say nothing."
         raise TrainingDataError(message)
-    changes = [[b - a for a, b in zip(*both, strict=True)] for both in zip(old, new, strict=True)]
+    changes = [[b - a for a, b in zip(*both, strict=True)] if all(both) else [] for both in zip(old, new, strict=True)]
     chosen, other = changes[: len(probe)], changes[len(probe) :]
     kinds: dict[str, list[float]] = {"edited": [], "prefix": [], "suffix": []}
     for row, change in zip(new_rows, chosen, strict=False):
-        for kind, value in zip(_token_kinds(row["chosen_ids"], row["rejected_ids"]), change, strict=True):
+        found = _token_kinds(row["chosen_ids"], row["rejected_ids"]) if change else []
+        for kind, value in zip(found, change, strict=True):
             kinds[kind].append(value)
     return Likelihoods(
-        pairs=len(chosen),
-        chosen_fallen=_mean([float(sum(change) < 0) for change in chosen]),
+        pairs=len(list(filter(None, chosen))),
+        chosen_fallen=_mean([float(sum(change) < 0) for change in chosen if change]),
         **{kind: _mean(values) for kind, values in kinds.items()},
-        unrelated=len(other),
+        unrelated=len(list(filter(None, other))),
         drift=_mean([abs(value) for change in other for value in change]),
     )
 
@@ -210,19 +215,24 @@ def health_limits(health: Health, limits: Mapping[str, float] = LIMITS) -> tuple
 
 
 def _log_probs(folder: Path, pairs: Sequence[Pair]) -> tuple[list[dict[str, tuple[int, ...]]], list[list[float]]]:
-    """The rows as a model's tokenizer makes them, and the log-probability of each token of each chosen answer."""
+    """The rows as a model's tokenizer makes them, and the log-probability of each token of each chosen answer.
+
+    Nothing of a row that is longer than the model's window: beyond it a likelihood is noise, or an error.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     rows = preference_rows(tokenizer, pairs)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["prompt_ids"]) + len(rows[index]["chosen_ids"]))
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    sizes = [len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in rows]
+    order = sorted((index for index, size in enumerate(sizes) if size <= window), key=sizes.__getitem__)
     found: dict[int, list[float]] = {}
     with torch.inference_mode():
         for batch in _batches(order, rows):
             found |= zip(batch, _batch_log_probs(model, [rows[index] for index in batch]), strict=True)
-    return rows, [found[index] for index in range(len(rows))]
+    return rows, [found.get(index, []) for index in range(len(rows))]
 
 
 def _batches(order: Sequence[int], rows: Sequence[Mapping[str, tuple[int, ...]]]) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from aligner_chain.exchange import Correction, Edit, Exchange, edits_between
 from bootstrap.evaluation import PairedChange, paired_interval, wilson
-from bootstrap.judges import Judge, fully_right
+from bootstrap.judges import Judge, fully_right, judged
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -95,8 +95,8 @@ class Yardstick:
         return Measured(
             exchanges=tuple(exchanges),
             texts=tuple(texts),
-            alone=tuple(self.judge(exchanges)),
-            aligned=tuple(self.judge(served)),
+            alone=tuple(judged(self.judge, exchanges)),
+            aligned=tuple(judged(self.judge, served)),
             minimal=tuple(self.minimal(exchanges)) if self.minimal else None,
             garbled=tuple(garbled(exchange.answer) for exchange in exchanges) if garbled else None,
         )

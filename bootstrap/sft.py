@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aligner_chain.errors import ConfigurationError
 from bootstrap.checkpoints import newest_checkpoint
 from bootstrap.errors import TrainingDataError
+from bootstrap.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, require_fields
 from bootstrap.journal import JOURNAL, STEPS, keep_journal, keep_steps
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class TrainingSettings:
     falls along a cosine to a twentieth of it; `save_every` counts steps between checkpoints (0: none). `bucketed` lets
     rows with prompts of like length share a batch, which saves padding; it is for supervised training only. `threads`
     is how many CPU threads train (None: as many as PyTorch uses).
+
+    Raises:
+        ConfigurationError: a field is of another type, or out of range.
     """
 
     epochs: float = 3.0
@@ -57,6 +61,19 @@ class TrainingSettings:
     bucketed: bool = False
     threads: int | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        require_fields(
+            self,
+            epochs=POSITIVE,
+            batch=AT_LEAST_ONE,
+            accumulate=AT_LEAST_ONE,
+            learning_rate=POSITIVE,
+            warmup=SHARE,
+            seed=NOT_NEGATIVE,
+            save_every=NOT_NEGATIVE,
+            threads=AT_LEAST_ONE,
+        )
 
 
 def train_rows(

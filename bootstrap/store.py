@@ -172,6 +172,11 @@ class CorrectionStore:
             rows = connection.execute(select(CORRECTIONS).where(_C.id.in_(first)).order_by(_C.id))
             return [_record(row).correction.exchange for row in rows]
 
+    def ids(self, split: Split) -> list[str]:
+        """The ids of all corrections of a split, in order."""
+        with self.database.read() as connection:
+            return list(connection.execute(select(_C.id).where(*_within(split)).order_by(_C.id)).scalars())
+
     # --- deleting ---
 
     def delete(

@@ -18,8 +18,9 @@ from bootstrap.sft import TrainingSettings, device_batch, quiet_network
 from bootstrap.training import Launcher, TrainingJob, join_job, run_job
 from bootstrap.training.estimating import UTILISATION, Estimate, estimate_aligner, matrix_speed
 from bootstrap.training.presets import preset
-from bootstrap.training.worker import aligner_tokenizer, window
+from bootstrap.training.worker import aligner_tokenizer
 from bootstrap.upstream import LORA
+from bootstrap.upstream.loading import window
 
 _EPOCHS, _BATCH, _RATE = 3.0, 32, 2e-5
 

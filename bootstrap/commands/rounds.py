@@ -96,9 +96,13 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def reported(rounds: Rounds) -> Iterator[None]:
-    """Writes the page of the newest round, and the index, however the round ended."""
+    """Writes the page of the newest round, and the index, however the round ended; says how to go on after Ctrl-C."""
     try:
         yield
+    except KeyboardInterrupt:
+        say_to_stderr("The round was broken off; what was served still is.")
+        say_to_stderr("Go on with it:  aligner-bootstrap round resume --config round.toml")
+        raise
     finally:
         _report(rounds)
 

@@ -13,8 +13,9 @@ from bootstrap.errors import JudgeError
 from bootstrap.evaluation.gates import LEAST_ITEMS, ONE_SIDED
 from bootstrap.evaluation.intervals import net_interval
 from bootstrap.evaluation.lengths import controlled_win_rate
-from bootstrap.judges import Judge, Preference, PreferenceJudge, fully_right
+from bootstrap.judges import Judge, Preference, PreferenceJudge, fully_right, judged
 from bootstrap.judges.preference import FIRST, SECOND, TIE, compared
+from bootstrap.judges.roles import failures_told
 
 Comparing = Callable[[Sequence[Exchange], Sequence[str]], Sequence[Preference]]
 """How texts fare against the answers of their exchanges, each looked at in both orders."""
@@ -127,7 +128,8 @@ def in_both_orders(judge: PreferenceJudge, exchanges: Sequence[Exchange], texts:
 def _asked(
     judge: PreferenceJudge, prompts: Sequence[Exchange], first: Sequence[str], second: Sequence[str]
 ) -> list[Preference]:
-    said = list(judge.prefer(prompts, first, second)) if prompts else []
+    with failures_told("The judge failed"):
+        said = list(judge.prefer(prompts, first, second)) if prompts else []
     if len(said) != len(prompts) or not all(isinstance(one, Preference) for one in said):
         raise JudgeError(
             f"The judge {type(judge).__name__} did not return one Preference for each of {len(prompts)} prompts. "
@@ -156,12 +158,8 @@ class _Verdicts:
     def _of(self, exchanges: Iterable[Exchange]) -> list[Mapping[str, bool]]:
         asked = list(exchanges)
         new = [one for one in dict.fromkeys(asked) if one not in self._known]
-        said: Any = self._judge(new) if new else []
-        if not isinstance(said, Sequence) or len(said) != len(new) or not all(isinstance(one, Mapping) for one in said):
-            raise JudgeError(
-                f"The judge returned {type(said).__name__} and not a list of objects {{criterion: met}}, one for each "
-                "exchange. Name the judge itself, not a function that makes one."
-            )
+        with failures_told("The judge failed"):
+            said = judged(self._judge, new) if new else []
         self._known.update(zip(new, said, strict=True))
         return [self._known[one] for one in asked]
 

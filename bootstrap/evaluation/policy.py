@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from aligner_chain.errors import ConfigurationError
 from bootstrap.evaluation.gates import (
     non_inferiority_gate,
     null_gates,
@@ -17,6 +18,7 @@ from bootstrap.evaluation.limits import length_ratio_gate, limit_gate
 from bootstrap.evaluation.online import level
 from bootstrap.evaluation.results import GateResult, Verdict
 from bootstrap.evaluation.sequential import MOST_ITEMS, sequential_gate, verdict_scores
+from bootstrap.fields import AT_LEAST_ONE, INNER_SHARE, POSITIVE, SHARE, require_fields
 
 Paired = tuple[Sequence[bool], Sequence[bool]]
 """What held of the same cases, in the same order: with what is served, with the candidate."""
@@ -43,6 +45,9 @@ class GatePolicy:
         least_length_ratio: how many times as long they must be at least; None lets them be as short as they like.
         most_items: the most items that a judge of preferences is asked.
         health: limits of what training reports, each an upper one.
+
+    Raises:
+        ConfigurationError: a field is of another type or out of range: 5 % is 0.05, and not 5.
     """
 
     alpha: float = 0.05
@@ -56,6 +61,14 @@ class GatePolicy:
     least_length_ratio: float | None = 0.7
     most_items: int = MOST_ITEMS
     health: Mapping[str, float] = field(default_factory=lambda: HEALTH)
+
+    def __post_init__(self) -> None:
+        shares = dict.fromkeys(("margin", "criterion_margin", "refusal_margin", "damaged"), SHARE)
+        levels = dict.fromkeys(("alpha", "confidence_alpha"), INNER_SHARE)
+        require_fields(self, **shares, **levels, length_ratio=POSITIVE, most_items=AT_LEAST_ONE)
+        for name, margin in self.margins.items():
+            if not SHARE.hold(margin):
+                raise ConfigurationError(f"The margin of {name} is {margin!r} and must be {SHARE}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,17 @@ from bootstrap.judges.feedback import (
 )
 from bootstrap.judges.preference import Preference, PreferenceJudge
 from bootstrap.judges.reward import RewardModelJudge
-from bootstrap.judges.roles import Annotation, Annotator, Judge, Verifier, fully_right, load_callable
+from bootstrap.judges.roles import (
+    Annotation,
+    Annotator,
+    Judge,
+    Verifier,
+    annotated,
+    fully_right,
+    judged,
+    load_callable,
+    verified,
+)
 from bootstrap.judges.rules import RuleJudge, is_json, length, must_contain, must_not_contain
 from bootstrap.judges.verifying import (
     FeedbackVerifier,
@@ -57,15 +67,18 @@ __all__ = [
     "agreement",
     "agreement_by_criterion",
     "all_of",
+    "annotated",
     "any_of",
     "fully_right",
     "human_labels",
     "human_preferences",
     "is_json",
+    "judged",
     "length",
     "load_callable",
     "must_contain",
     "must_not_contain",
     "preference_agreement",
     "require_independent",
+    "verified",
 ]

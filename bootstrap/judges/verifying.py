@@ -17,7 +17,7 @@ from aligner_chain.exchange import Correction
 from bootstrap.errors import JudgeError
 from bootstrap.judges.feedback import GOOD, Opinions
 from bootstrap.judges.preference import SECOND, PreferenceJudge
-from bootstrap.judges.roles import Judge, Verifier, fully_right
+from bootstrap.judges.roles import Judge, Verifier, fully_right, judged, verified
 
 if TYPE_CHECKING:
     from bootstrap.records import Split
@@ -50,7 +50,9 @@ class PreferenceVerifier:
         preferences = self._judge.prefer(
             [one.exchange for one in changed], [one.exchange.answer for one in changed], [one.text for one in changed]
         )
-        verdicts = fully_right(self._right([one.exchange for one in unchanged])) if self._right and unchanged else None
+        verdicts = (
+            fully_right(judged(self._right, [one.exchange for one in unchanged])) if self._right and unchanged else None
+        )
         better = iter([preference.score == SECOND for preference in preferences])
         left = iter(verdicts if verdicts is not None else [False] * len(unchanged))
         return [next(better if one.changed else left) for one in corrections]
@@ -73,7 +75,7 @@ class JudgeVerifier:
     def __call__(self, corrections: Sequence[Correction]) -> list[bool]:
         """For each correction whether it is fit to be learned from."""
         refuse_own_work(self, corrections)
-        return fully_right(self._judge([replace(one.exchange, answer=one.text) for one in corrections]))
+        return fully_right(judged(self._judge, [replace(one.exchange, answer=one.text) for one in corrections]))
 
 
 class FeedbackVerifier:
@@ -187,7 +189,7 @@ def _in_turn(verifiers: Sequence[Verifier], corrections: Sequence[Correction], *
     for verifier in verifiers:
         open_ = [at for at, verdict in enumerate(verdicts) if verdict is not until]
         if open_:
-            said = verifier([corrections[at] for at in open_])
+            said = verified(verifier, [corrections[at] for at in open_])
             for at, verdict in zip(open_, said, strict=True):
-                verdicts[at] = bool(verdict)
+                verdicts[at] = verdict
     return verdicts

@@ -16,7 +16,6 @@ from aligner_chain.errors import CapabilityError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.tradeoff import Tradeoff, measure
 from bootstrap import rollout
-from bootstrap.errors import JudgeError
 from bootstrap.evaluation import (
     GateResult,
     level,
@@ -26,7 +25,7 @@ from bootstrap.evaluation import (
     share_gate,
     verdict_scores,
 )
-from bootstrap.judges import fully_right
+from bootstrap.judges import annotated, fully_right, verified
 from bootstrap.measures import Measured, share_figures
 from bootstrap.pairs import manifest, read_triples, triples, write_triples
 from bootstrap.registry import Kind, PairVersion, Version
@@ -77,11 +76,7 @@ def correct(work: Work, out: Path) -> Result:
 def verify(work: Work, out: Path) -> Result:
     """Asks the verifier, which is neither the Aligner nor its annotator, which corrections are fit to learn from."""
     corrections = read_corrections(work.folders["correct"] / "corrections.jsonl")
-    confirmed = [bool(fit) for fit in work.config.verifier(corrections)]
-    if len(confirmed) != len(corrections):
-        raise JudgeError(
-            f"The verifier gave {len(confirmed)} verdicts on {len(corrections)} corrections; it must give one on each."
-        )
+    confirmed = verified(work.config.verifier, corrections)
     write_rows(out / "confirmed.jsonl", confirmed)
     return {"confirmed": sum(confirmed), "refused": len(confirmed) - sum(confirmed)}
 
@@ -92,7 +87,7 @@ def annotate(work: Work, out: Path) -> Result:
     rng = random.Random(f"{work.config.seed} annotate")
     asked = rng.sample(refused, min(len(refused), work.config.annotations)) if work.config.annotator else []
     exchanges = [one.exchange for one in asked]
-    repaired = work.config.annotator(exchanges) if work.config.annotator and exchanges else []
+    repaired = annotated(work.config.annotator, exchanges) if work.config.annotator and exchanges else []
     rows = [one.triple(exchange, "annotated") for exchange, one in zip(exchanges, repaired, strict=True)]
     write_triples(out / "annotated.jsonl", rows)
     return {"annotated": len(rows)}

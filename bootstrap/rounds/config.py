@@ -12,6 +12,7 @@ from aligner_chain.exchange import Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
 from bootstrap.evaluation import GatePolicy
+from bootstrap.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, require_fields
 from bootstrap.files import tree_sha256
 from bootstrap.judges import Annotator, PreferenceJudge, Verifier, require_independent
 from bootstrap.measures import Yardstick
@@ -59,6 +60,7 @@ class RoundConfig:
 
     Raises:
         JudgeError: judge, verifier and annotator are not independent of each other.
+        ConfigurationError: a number is of another type, or out of range.
     """
 
     store: str | Path
@@ -89,6 +91,12 @@ class RoundConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_fields(
+            self,
+            **dict.fromkeys(("least_pairs", "tries"), AT_LEAST_ONE),
+            **dict.fromkeys(("margin", "pair_margin"), SHARE),
+            **dict.fromkeys(("annotations", "regenerate", "examples", "seed"), NOT_NEGATIVE),
+        )
         for judge in (self.yardstick.judge, self.preference):
             require_independent(judge=judge, verifier=self.verifier, annotator=self.annotator)
 
@@ -99,7 +107,7 @@ def fingerprint(config: RoundConfig) -> dict[str, str]:
     Where the store and the registry lie, and how often a stage may be tried, are no part of it.
 
     Raises:
-        ConfigurationError: a base model is not there.
+        ConfigurationError: a base model is not there, or is an adapter.
     """
     settings = {
         name: json_sha256(getattr(config, name))
@@ -142,6 +150,12 @@ def _folder_sha256(config: RoundConfig, name: str) -> str:
     if not folder.is_dir():
         raise ConfigurationError(
             f"{name} is {folder}, and there is no such folder. Give that of the model to start from."
+        )
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigurationError(
+            f"{name} is {folder}, which is an adapter, and rounds start from whole weights. Merge it into its base:  "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)\n"
+            "An adapter that is in the registry:  aligner-bootstrap registry export --merge"
         )
     return tree_sha256(folder)
 

@@ -6,6 +6,9 @@ from aligner_chain.exchange import Exchange
 from bootstrap.records import Split
 from bootstrap.store import CorrectionStore
 
+MORE_HELD_OUT = "About a tenth of all prompts are held out for it: collect more of them, and give no split_key that all of them share."
+"""What is told where no prompt is held out, so that nothing can be measured."""
+
 
 def recorded_answers(store: CorrectionStore, split: Split) -> list[Exchange]:
     """The newest answer to each prompt of a split, as the upstream gave it, oldest first."""

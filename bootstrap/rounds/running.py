@@ -147,7 +147,7 @@ class Rounds:
         return self._go(registry, fence, found, parent, parts)
 
     def _refuse_deleted(self, registry: Registry, found: Round) -> None:
-        """Refuses to train on what was deleted from the store since it was taken out of it."""
+        """Refuses to go on with what was deleted from the store since it was taken out of it, pairs and prompts alike."""
         frozen = found.stage("freeze")
         if frozen is None or frozen.status != "done":
             return
@@ -158,7 +158,7 @@ class Rounds:
             deleted = store.deleted(read_rows(ids))
         if deleted:
             raise RoundChangedError(
-                f"{len(deleted)} of the corrections that round {found.number} would train on were deleted since.\n"
+                f"{len(deleted)} of the corrections that round {found.number} was begun with were deleted since.\n"
                 f"Give it up, which removes its copies, and begin anew:  aligner-bootstrap round abort {found.number} --config round.toml"
             )
 
@@ -184,6 +184,10 @@ class Rounds:
             status, reason = Runner(ledger=ledger, work=work, watch=self.watch, stop=self.stop).run(planned)
         except NotEnoughPairsError as error:
             ledger.end(planned.number, "skipped", str(error).partition("\n")[0])
+            _remove_ended(registry, ledger)
+            raise
+        except RoundError:
+            # Somebody may have given the round up meanwhile: what was written since then goes too.
             _remove_ended(registry, ledger)
             raise
         examples.keep(work)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from aligner_chain.errors import AlignerError
 from bootstrap.errors import (
     LeaseLostError,
     NotEnoughPairsError,
@@ -24,6 +22,7 @@ from bootstrap.errors import (
     RoundStoppedError,
     StageError,
     TriesSpentError,
+    told,
 )
 from bootstrap.files import sync, sync_tree, tree_sha256
 from bootstrap.rounds import aligner_stages, upstream_stages
@@ -174,14 +173,6 @@ def _kept_as_challenger(work: Work) -> str:
 def _fail(ledger: Ledger, work: Work, stage: Stage, error: Exception) -> NoReturn:
     ledger.fail(work.number, stage.name, f"{type(error).__name__}: {error}")
     raise StageError(
-        f"Round {work.number} stopped at {stage.name}: {_told(error)}\nPair {work.parent.number} is still served. When the reason is "
+        f"Round {work.number} stopped at {stage.name}: {told(error)}\nPair {work.parent.number} is still served. When the reason is "
         "mended:  aligner-bootstrap round resume --config round.toml"
     ) from error
-
-
-def _told(error: Exception) -> str:
-    """What a person is told of it; where it is not one of ours, also what it is and where it was raised."""
-    if isinstance(error, AlignerError):
-        return str(error)
-    raised = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({raised.filename}, line {raised.lineno})"

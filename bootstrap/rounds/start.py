@@ -11,10 +11,12 @@ from aligner_chain.aligner import Aligner
 from aligner_chain.exchange import Exchange
 from bootstrap.errors import RegistryError
 from bootstrap.evaluation import GateResult, superiority_gate
+from bootstrap.judges.roles import failures_told
+from bootstrap.measures import Measured
 from bootstrap.registry import PairVersion, Registry
 from bootstrap.rounds.config import RoundConfig
 from bootstrap.rounds.nulls import NULLS
-from bootstrap.rounds.recorded import recorded_answers
+from bootstrap.rounds.recorded import MORE_HELD_OUT, recorded_answers
 from bootstrap.rounds.work import Say
 from bootstrap.store import CorrectionStore
 
@@ -32,21 +34,27 @@ def register_start(
     `nulls` are correctors that need no Aligner; copying and refusing are always among them.
 
     Raises:
-        RegistryError: a null corrector is as good; nothing is served then.
+        RegistryError: a null corrector is as good, nothing was held out to measure by, or another pair came to be served
+            meanwhile; nothing is promoted then.
+        JudgeError: the judge failed; the same.
     """
     registry = Registry(config.home, config.registry)
+    before = registry.served()
     with contextlib.closing(CorrectionStore(config.store)) as store:
         prompts = recorded_answers(store, "gate") if config.base_upstream is None else store.prompts("gate")
+    if not prompts:
+        raise RegistryError(
+            "The start pair was not registered: no held-out prompt was collected yet, and the Aligner is measured by these "
+            f"alone.\n{MORE_HELD_OUT}"
+        )
     answers = prompts
     if config.base_upstream is not None:
         answers = config.answering.answer_from(config.base_upstream, prompts, upstream="upstream@1")
     with contextlib.closing(Aligner.from_pretrained(str(config.base_aligner))) as aligner:
-        measured = config.yardstick.measure_corrections(aligner.correct(answers))
-    gates = []
-    for name, null in {**NULLS, **(nulls or {})}.items():
-        before = config.yardstick.measure(answers, null(answers)).repaired
-        gates.append(superiority_gate(f"start Aligner against {name}", before, measured.repaired))
-        say(f"gate {gates[-1].name}: {'passed' if gates[-1].passed else 'refused'}, {gates[-1].reason}")
+        corrections = aligner.correct(answers)
+    with failures_told("The start pair was not registered, its answers could not be judged"):
+        measured = config.yardstick.measure_corrections(corrections)
+        gates = _gates(config, measured, {**NULLS, **(nulls or {})}, say)
     if not all(gate.passed for gate in gates):
         reasons = "; ".join(f"{gate.name}: {gate.reason}" for gate in gates if not gate.passed)
         message = f"The start pair was not registered, its Aligner is no better than doing nothing. {reasons}."
@@ -55,7 +63,23 @@ def register_start(
     if config.base_upstream is not None:
         upstream = registry.add("upstream", _copier(config.base_upstream), {"base": str(config.base_upstream)})
     aligner_version = registry.add("aligner", _copier(config.base_aligner), {"base": str(config.base_aligner)})
-    return registry.promote(upstream, aligner_version, figures=measured.figures()), tuple(gates)
+    pair = registry.promote(upstream, aligner_version, figures=measured.figures(), expected=before)
+    return pair, tuple(gates)
+
+
+def _gates(
+    config: RoundConfig,
+    measured: Measured,
+    nulls: Mapping[str, Callable[[Sequence[Exchange]], Sequence[str]]],
+    say: Say,
+) -> list[GateResult]:
+    """The Aligner against each null corrector on the same answers."""
+    gates = []
+    for name, null in nulls.items():
+        repaired = config.yardstick.measure(measured.exchanges, null(measured.exchanges)).repaired
+        gates.append(superiority_gate(f"start Aligner against {name}", repaired, measured.repaired))
+        say(f"gate {gates[-1].name}: {'passed' if gates[-1].passed else 'refused'}, {gates[-1].reason}")
+    return gates
 
 
 def _copier(source: Path) -> Callable[[Path], object]:

@@ -7,15 +7,16 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aligner_chain.exchange import Exchange
-from bootstrap.errors import JudgeError
+from bootstrap.errors import TrainingDataError
 from bootstrap.evaluation import Evidence, GatePolicy, GateResult, candidate_gates, decide, scores_in_random_order
 from bootstrap.files import sync, sync_tree
 from bootstrap.health import LIMITS, Health, health_limits, is_refusal, measure_health
-from bootstrap.judges import fully_right
+from bootstrap.judges import fully_right, judged
 from bootstrap.measures import share_figures
 from bootstrap.pairs import (
     Pair,
@@ -34,7 +35,7 @@ from bootstrap.pairs.filters import DEFAULTS
 from bootstrap.records import Split
 from bootstrap.rounds.artifacts import read_any, read_exchanges, write_exchanges, write_rows
 from bootstrap.rounds.ledger import Ledger
-from bootstrap.rounds.recorded import recorded_answers
+from bootstrap.rounds.recorded import MORE_HELD_OUT, recorded_answers
 from bootstrap.rounds.work import Work
 from bootstrap.store import CorrectionStore
 from bootstrap.training import TrainingJob, run_job
@@ -49,13 +50,15 @@ _ENDS = {"reject": "rejected", "hold": "held"}
 def freeze(work: Work, out: Path) -> Result:
     """Takes from the store all that this round will read of it: pairs, prompts by split, and what people vouch for."""
     with contextlib.closing(CorrectionStore(work.config.store)) as store:
+        splits: tuple[Split, ...] = ("train", "gate")
+        # Before anything else: what is deleted from now on was perhaps read, and such a round is not resumed.
+        ids = [one for split in splits for one in store.ids(split)]
         found = collect_pairs(store, minimum=work.config.least_pairs)
         # Ids are drawn with the clock: in the order of the texts the same traffic makes the same candidate.
         pairs = sorted(found.pairs, key=_text_order)
         vouched = human_triples(store.records("train", feedback=True)).triples
         probe = _probe(store)
         asked = recorded_answers if work.parent.upstream is None else CorrectionStore.prompts
-        splits: tuple[Split, ...] = ("train", "gate")
         counts: dict[str, int] = {
             split: write_exchanges(out / f"{split}.jsonl", asked(store, split)) for split in splits
         }
@@ -65,10 +68,14 @@ def freeze(work: Work, out: Path) -> Result:
     write_pairs(out / "probe.jsonl", probe)
     write_pairs(out / "replay.jsonl", map(_replayed, work.config.gold))
     write_triples(out / "vouched.jsonl", vouched)
-    write_rows(out / "ids.jsonl", [pair.correction_id for pair in pairs])
+    write_rows(out / "ids.jsonl", dict.fromkeys([*ids, *(pair.correction_id for pair in pairs)]))
     work.say(f"{len(pairs)} pairs from live corrections, left out {dict(found.dropped)}")
     data = manifest(pairs, found.dropped)
-    return {**counts, "vouched": len(vouched), "pairs": data, **_ends_without_news(work, data["sha256"])}
+    ends = _ends_without_news(work, data["sha256"])
+    if not counts["gate"]:
+        reason = f"no held-out prompt was collected, and a candidate is judged by these alone. {MORE_HELD_OUT}"
+        ends = {"ends": ["skipped", reason]}
+    return {**counts, "vouched": len(vouched), "pairs": data, **ends}
 
 
 def train(work: Work, out: Path) -> Result:
@@ -100,11 +107,7 @@ def evaluate(work: Work, out: Path) -> Result:
     figures = {}
     for name, upstream in asked.items():
         answers = prompts if upstream is None else work.answers(upstream[0], prompts, upstream[1])
-        verdicts = [dict(verdict) for verdict in judge(answers)]
-        if len(verdicts) != len(answers):
-            raise JudgeError(
-                f"The judge gave {len(verdicts)} verdicts on {len(answers)} answers; it must give one on each."
-            )
+        verdicts = judged(judge, answers)
         write_exchanges(out / f"{name}.jsonl", answers)
         write_rows(out / f"{name}-verdicts.jsonl", verdicts)
         figures[name] = share_figures(verdicts)
@@ -246,14 +249,14 @@ def _tested(work: Work) -> tuple[int, int]:
 def _health(work: Work, out: Path, served: Path) -> Mapping[str, float]:
     """What the training did to the upstream besides, as far as it could be measured."""
     before, after = ([one.answer for one in read_exchanges(out / f"{name}.jsonl")] for name in ("before", "after"))
-    health = measure_health(
-        work.folders["train_upstream"] / "model",
-        served,
-        read_any(read_pairs, work.folders["freeze"] / "probe.jsonl"),
-        unrelated=work.config.unrelated,
-        answers=(before, after),
-        garbled=work.config.yardstick.garbled,
-    )
+    candidate, probe = work.folders["train_upstream"] / "model", work.folders["freeze"] / "probe.jsonl"
+    measure = partial(measure_health, candidate, served, answers=(before, after), garbled=work.config.yardstick.garbled)
+    try:
+        health = measure(probe=read_any(read_pairs, probe), unrelated=work.config.unrelated)
+    except TrainingDataError as error:
+        # A base of another family than what is served: it is judged by its answers alone.
+        work.say(f"likelihoods are not compared: {error}")
+        health = measure(probe=())
     return gated_health(health, work.config.policy)
 
 

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import bootstrap
 from aligner_chain.errors import AlignerError, ConfigurationError
+from bootstrap.fields import AT_LEAST_ONE, POSITIVE, require_fields
 from bootstrap.training.configurations import configuration, divides_model, process_count
 from bootstrap.training.failures import failed_here, failed_process, out_of_time
 from bootstrap.training.following import following
@@ -60,10 +61,7 @@ class Launcher:
     in_process: bool = False
 
     def __post_init__(self) -> None:
-        if self.processes is not None and self.processes < 1:
-            raise ConfigurationError(f"processes is {self.processes} and must be at least 1.")
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            raise ConfigurationError(f"timeout_s is {self.timeout_s} and must be above 0.")
+        require_fields(self, processes=AT_LEAST_ONE, timeout_s=POSITIVE)
         if self.main_address is not None and not re.fullmatch(r".+:\d+", self.main_address):
             raise ConfigurationError(f"main_address is {self.main_address!r} and must be host:port.")
         self.file()

@@ -30,7 +30,7 @@ from bootstrap.training.estimating import estimate_aligner
 from bootstrap.training.failures import describe
 from bootstrap.training.jobs import ERROR, FIGURES, LIFELINE, PROCESSES, TrainingJob
 from bootstrap.upstream import DPOSettings, check_memory, save_model, select_rows, train_selected
-from bootstrap.upstream.loading import quantisation, weights_dtype
+from bootstrap.upstream.loading import quantisation, weights_dtype, window
 from bootstrap.upstream.training import load_tokenizer
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def train(job: TrainingJob, *, progress: bool = False) -> dict[str, Any]:
 def _train_upstream(job: TrainingJob, settings: DPOSettings, part: Path, *, progress: bool) -> dict[str, Any]:
     tokenizer = load_tokenizer(job.base)
     replay = read_pairs(job.replay) if job.replay else ()
-    selection = select_rows(tokenizer, read_pairs(job.data), settings, replay=replay)
+    selection = select_rows(tokenizer, read_pairs(job.data), settings, replay=replay, window=window(job.base))
     trained = train_selected(
         job.base,
         tokenizer,
@@ -138,13 +138,6 @@ def aligner_tokenizer(base: Path, settings: AlignerTrainingSettings) -> PreTrain
     if settings.template == "aligner-chain/1":
         prepare_tokenizer(tokenizer)
     return tokenizer
-
-
-def window(base: Path) -> int:
-    """The most tokens that a model reads."""
-    from transformers import AutoConfig
-
-    return int(AutoConfig.from_pretrained(base).get_text_config().max_position_embeddings)
 
 
 def _aligner_base(base: Path, settings: AlignerTrainingSettings, *, quantized: bool) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,14 @@ def _load(folder: Path, settings: DPOSettings) -> PreTrainedModel:
     how = quantisation() if settings.quantized else {"dtype": weights_dtype(trained=settings.lora is None)}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **how)
     return model
+
+
+def window(base: Path) -> int:
+    """The most tokens that a model reads, prompt and answer together; without end where its configuration names none."""
+    from transformers import AutoConfig
+
+    found = getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else sys.maxsize
 
 
 def weights_dtype(*, trained: bool) -> str:

@@ -39,7 +39,12 @@ class Selection:
 
 
 def select_rows(
-    tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], settings: DPOSettings, *, replay: Sequence[Pair] = ()
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[Pair],
+    settings: DPOSettings,
+    *,
+    replay: Sequence[Pair] = (),
+    window: int | None = None,
 ) -> Selection:
     """The rows to train on, the same for the same arguments.
 
@@ -48,6 +53,7 @@ def select_rows(
 
     Args:
         replay: pairs whose chosen answer is right; `settings.replay` says how many of them are drawn.
+        window: the most tokens that the model reads; a pair of more is left out, whatever `settings.max_length`.
 
     Raises:
         TrainingDataError: nothing is left.
@@ -55,14 +61,16 @@ def select_rows(
     """
     dropped: Counter[str] = Counter()
     young = _young(pairs, settings, dropped)
-    rows = _fitting(preference_rows(tokenizer, young), settings.max_length, dropped)
+    most = min(filter(None, (settings.max_length, window)), default=None)
+    rows = _fitting(preference_rows(tokenizer, young), most, dropped)
     if not rows:
         left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
         message = (
-            f"No pair is left of {len(pairs)} (left out: {left_out}). Raise max_length or max_age, or collect more."
+            f"No pair is left of {len(pairs)} (left out: {left_out}). Raise max_length or max_age, take a base with a longer "
+            "window, or collect more."
         )
         raise TrainingDataError(message)
-    repeated = _replayed(tokenizer, replay, len(rows), settings, dropped)
+    repeated = _fitting(_replayed(tokenizer, replay, len(rows), settings), most, dropped)
     return Selection(
         rows=(*rows, *repeated),
         replayed=len(repeated),
@@ -72,7 +80,16 @@ def select_rows(
 
 
 def preference_rows(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> list[IdRow]:
-    """Pairs as token ids: the conversation under the model's chat template, and each answer with its end."""
+    """Pairs as token ids: the conversation under the model's chat template, and each answer with its end.
+
+    Raises:
+        TrainingDataError: the tokenizer has no token for the end of an answer.
+    """
+    if tokenizer.eos_token_id is None:
+        raise TrainingDataError(
+            "The upstream's tokenizer has no EOS token, so no answer of it would end. Name the one that its chat template "
+            'ends a turn with in tokenizer_config.json:  "eos_token": "..."'
+        )
     end = (tokenizer.eos_token_id,)
     return [
         {
@@ -120,7 +137,6 @@ def _replayed(
     replay: Sequence[Pair],
     pairs: int,
     settings: DPOSettings,
-    dropped: Counter[str],
 ) -> list[IdRow]:
     wanted = round(pairs * settings.replay / (1 - settings.replay))
     if not replay or not wanted:
@@ -132,8 +148,7 @@ def _replayed(
         )
         raise ConfigurationError(message)
     drawn = random.Random(settings.seed).sample(replay, min(wanted, len(replay)))
-    rows = [{**row, "rejected_ids": row["chosen_ids"]} for row in preference_rows(tokenizer, drawn)]
-    return _fitting(rows, settings.max_length, dropped)
+    return [{**row, "rejected_ids": row["chosen_ids"]} for row in preference_rows(tokenizer, drawn)]
 
 
 def _fitting(rows: Sequence[IdRow], most: int | None, dropped: Counter[str]) -> list[IdRow]:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from aligner_chain.errors import ConfigurationError
+from bootstrap.fields import POSITIVE, require_fields
 from bootstrap.sft import TrainingSettings
 
 LORA = MappingProxyType({"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"})
@@ -38,7 +39,8 @@ class DPOSettings(TrainingSettings):
         replay: the share of all rows that are replayed right answers, where there are any, between 0 and 1 (excluded).
         age_discount: the probability to keep a pair falls by this factor with each later version of its upstream.
         max_age: pairs whose upstream has more later versions than this are left out; None keeps all.
-        max_length: pairs whose prompt and answer have more tokens than this are left out; None keeps all.
+        max_length: pairs whose prompt and answer have more tokens than this are left out; None keeps all that the model's
+            window has room for.
         quantized: "4bit" loads the frozen base in NF4 (QLoRA, arXiv 2305.14314); it needs CUDA and bitsandbytes.
         memory_check: whether training is refused where the estimate exceeds the memory that is free.
 
@@ -63,6 +65,8 @@ class DPOSettings(TrainingSettings):
     memory_check: bool = True
 
     def __post_init__(self) -> None:
+        TrainingSettings.__post_init__(self)  # a dataclass with slots has no super() of its own
+        require_fields(self, beta=POSITIVE)
         self._require_known()
         if not 0 <= self.replay < 1 or not 0 < self.age_discount <= 1:
             message = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bootstrap.pairs import Pair
 from bootstrap.sft import Row, gathered, quiet_network, run_trainer, shards, train_rows
-from bootstrap.upstream.loading import load_policy
+from bootstrap.upstream.loading import load_policy, window
 from bootstrap.upstream.memory import check_memory, estimate_memory
 from bootstrap.upstream.rows import Selection, select_rows
 from bootstrap.upstream.settings import DPOSettings
@@ -52,7 +52,7 @@ def train_upstream(
         TrainingFailedError: the loss is no number any more.
     """
     tokenizer = load_tokenizer(base)
-    selection = select_rows(tokenizer, pairs, settings, replay=replay)
+    selection = select_rows(tokenizer, pairs, settings, replay=replay, window=window(base))
     return train_selected(
         base, tokenizer, selection, workdir, settings, parent=parent, progress=progress, resume=resume
     ).model

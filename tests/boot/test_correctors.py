@@ -564,3 +564,12 @@ def test_the_page_lists_every_set_as_it_is_known() -> None:
         assert all(
             said in row for said in (known.licence, f"`{known.hub}`", f"{known.rows:,}", f"`{known.columns[0]}`")
         )
+
+
+def test_a_judge_that_raises_is_told_with_its_line() -> None:
+    def judge(exchanges: object) -> list[dict[str, bool]]:
+        raise ConnectionError("the judge is away")
+
+    prompts = [Prompt(row=Row(exchange=Exchange.of("Why?", "So.")))]
+    with pytest.raises(JudgeError, match=r"The judge failed: ConnectionError: the judge is away .*\.py, line"):
+        evaluate({}, prompts, judge)

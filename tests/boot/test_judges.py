@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,15 +28,18 @@ from bootstrap.judges import (
     agreement,
     agreement_by_criterion,
     all_of,
+    annotated,
     any_of,
     human_labels,
     human_preferences,
     is_json,
+    judged,
     length,
     must_contain,
     must_not_contain,
     preference_agreement,
     require_independent,
+    verified,
 )
 from bootstrap.judges.verifying import refuse_own_work
 from bootstrap.records import Feedback
@@ -313,3 +317,51 @@ def test_eval_judge(
     with pytest.raises(SystemExit):
         main(["eval", "judge", "--help"])
     assert "example:\n  aligner-bootstrap eval judge" in capsys.readouterr().out
+
+
+async def _async_judge(exchanges: object) -> list[dict[str, bool]]:
+    return [{"right": True}]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (None, "returned NoneType, and must return a list"),
+        ("yes", "returned str, and must return a list"),
+        ([{"right": True}], "returned 1 entries for 2 answers"),
+        ([True, True], r"returned bool True, and must give an object \{criterion: met\}"),
+        ([{}, {}], r"with the keys \(none\)"),
+        ([{"right": True}, {"kind": True}], "with the keys kind, .* the same criteria"),
+        ([{"right": 0.7}, {"right": 0.2}], "returned float 0.7 for right, and must give True or False"),
+        ([{"right": "no"}, {"right": "no"}], "returned str for right"),
+        ([{"right": np.array([True, False])}] * 2, "returned ndarray for right"),
+    ],
+    ids=lambda value: value.split(",")[0] if isinstance(value, str) else "",
+)
+def test_what_no_judge_can_say_is_refused_and_never_counted_as_right(said: Any, told: str) -> None:
+    exchanges = [Exchange.of("Why?", "secret one"), Exchange.of("When?", "secret two")]
+    with pytest.raises(JudgeError, match=told) as caught:
+        judged(lambda asked: said, exchanges)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_async_judge_is_told_apart_and_a_generator_and_numbers_of_numpy_are_verdicts() -> None:
+    exchange = Exchange.of("Why?", "So.")
+    with pytest.raises(JudgeError, match="The judge is async"):
+        judged(_async_judge, [exchange])  # type: ignore[arg-type]
+    said: Any = lambda asked: ({"right": np.bool_(True), "kind": 0} for _ in asked)  # noqa: E731 - it is of no Judge's type
+    [verdict] = judged(said, [exchange])
+    assert verdict == {"right": True, "kind": False}
+    assert [type(met) for met in verdict.values()] == [bool, bool]
+
+
+def test_verifiers_and_annotators_are_looked_at_alike() -> None:
+    exchange = Exchange.of("Why?", "secret")
+    correction = Correction(exchange=exchange, text="So.", outcome="corrected")
+    with pytest.raises(JudgeError, match=r"verifier returned float 0\.3, and must give True or False"):
+        verified(lambda asked: [0.3], [correction])  # type: ignore[list-item]
+    with pytest.raises(JudgeError, match="verifier returned 0 entries for 1 corrections"):
+        verified(lambda asked: [], [correction])
+    with pytest.raises(JudgeError, match=r"annotator returned str, and must give Annotation\(") as caught:
+        annotated(lambda asked: [one.answer for one in asked], [exchange])  # type: ignore[misc]
+    assert "secret" not in str(caught.value)

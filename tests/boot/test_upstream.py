@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Exchange
@@ -165,6 +165,32 @@ def test_what_does_not_fit_is_left_out_whole_and_counted() -> None:
     assert select_rows(tokenizer, pairs(), DPOSettings(max_length=longest)).dropped == {}
     with pytest.raises(TrainingDataError, match="12 too long"):
         select_rows(tokenizer, pairs(), DPOSettings(max_length=longest - 1))
+
+
+def test_a_pair_that_the_window_has_no_room_for_is_left_out_without_being_asked(base: Path, tmp_path: Path) -> None:
+    tokenizer = micro.tokenizer()
+    longest = select_rows(tokenizer, pairs(), DPOSettings()).longest
+    long = replace(pairs(1)[0], rejected="tea " * 500)
+    assert select_rows(tokenizer, [*pairs(), long], DPOSettings(), window=longest).dropped == {"too long": 1}
+    found = select_rows(tokenizer, pairs(), DPOSettings(replay=0.5), replay=[long], window=longest)
+    assert (found.replayed, found.dropped) == (1, {})  # the chosen answer alone is replayed, and fits
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=48, bos_token_id=None)
+    )
+    model.save_pretrained(tmp_path / "gpt2")  # its table of positions ends with the window
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    train_upstream(tmp_path / "gpt2", [*pairs(), long], tmp_path / "work", DPOSettings(lora=None, **QUICK))
+    probe = [*pairs(3), replace(long, chosen="tea " * 500)]
+    likelihoods = measure_health(tmp_path / "gpt2", tmp_path / "gpt2", probe).likelihoods
+    assert likelihoods is not None
+    assert (likelihoods.pairs, likelihoods.chosen_fallen) == (3, 0.0)
+
+
+def test_a_tokenizer_without_an_end_is_told_by_what_it_lacks() -> None:
+    tokenizer = micro.tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(TrainingDataError, match="no EOS token"):
+        select_rows(tokenizer, pairs(), DPOSettings())
 
 
 def test_pairs_go_through_a_file(tmp_path: Path) -> None:
