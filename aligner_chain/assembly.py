@@ -23,6 +23,7 @@ from aligner_chain.errors import (
 )
 from aligner_chain.exchange import Correction, Exchange, TokenScore, edits_between, uuid7
 from aligner_chain.templates import CorrectionTemplate, Parsed, Rendered
+from aligner_chain.templates.base import GROWTH, most_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -220,7 +221,7 @@ class Assembly:
         return replace(made, max_new=0, bias={}, score_draft=True, approve=None, stream=False)
 
     def _parsed(self, job: Job, generation: Generation) -> Parsed:
-        _require_finished(generation)
+        self._require_finished(job, generation)
         if job.rendered is None or self._template is None or self._tokenizer is None:
             return Parsed(keep=generation.approved, text=generation.text or "", criteria=generation.criteria)
         if job.request is not None and job.request.approve is not None and generation.approved:
@@ -228,6 +229,15 @@ class Assembly:
         # A template's only stop id is its verdict KEEP, which needs nothing after it.
         ended = job.rendered.stop_ids if generation.finish == "stop" else ()
         return self._template.parse((*generation.ids, *ended), self._tokenizer, job.rendered)
+
+    def _require_finished(self, job: Job, generation: Generation) -> None:
+        """Raises where the output means nothing or broke off: half a correction is never served."""
+        if generation.error is not None:
+            raise generation.error
+        if generation.finish in ("deadline", "cancelled"):
+            raise _timed_out()
+        if generation.finish == "length":
+            raise _unfinished(job, generation, self._can.window)
 
     def _assembled(self, job: Job, generation: Generation, parsed: Parsed) -> Correction:
         answer = job.exchange.answer
@@ -301,20 +311,6 @@ def _generation(ticket: Ticket | None) -> Generation | AlignerError:
     return failure
 
 
-def _require_finished(generation: Generation) -> None:
-    """Raises where the output means nothing or broke off: half a correction is never served."""
-    if generation.error is not None:
-        raise generation.error
-    if generation.finish in ("deadline", "cancelled"):
-        raise _timed_out()
-    if generation.finish == "length":
-        raise IncompleteCorrectionError(
-            f"The correction was not finished after {len(generation.ids)} tokens, half as much again as the answer. Ways "
-            "out: an Aligner with a longer window, or one that was trained for small changes; an untrained model never "
-            "ends."
-        )
-
-
 def _tokens(job: Job, generation: Generation) -> tuple[TokenScore, ...]:
     """The answer's tokens whose log-probabilities came with the draft."""
     if job.rendered is None or generation.draft_logprobs is None:
@@ -322,6 +318,22 @@ def _tokens(job: Job, generation: Generation) -> tuple[TokenScore, ...]:
     scored = zip(job.rendered.draft.spans, generation.draft_logprobs, strict=True)
     return tuple(
         TokenScore(start=start, end=end, logprob=value) for (start, end), value in scored if not math.isnan(value)
+    )
+
+
+def _unfinished(job: Job, generation: Generation, window: int | None) -> IncompleteCorrectionError:
+    """An output that was longer than there is room for in the window, or than a correction of its answer may be."""
+    rendered = job.rendered
+    if rendered is not None and rendered.max_new < most_output(len(rendered.draft.ids)):
+        bound = f"all that the model's window of {window} has room for"
+        ways = "an Aligner with a longer window, or a shorter answer from the upstream (its max_tokens)"
+    else:
+        bound = f"the most that one gets: half as many again as its answer has, and {GROWTH}"
+        ways = "an Aligner that was trained for small changes (an untrained one never ends)"
+    return IncompleteCorrectionError(
+        f"The correction was not finished after {len(generation.ids)} tokens, {bound}. Ways out: {ways}; "
+        'on_error="pass_through", which serves such an answer as it is; for a batch of a chain return_exceptions=True, '
+        "which keeps the other answers."
     )
 
 

@@ -174,6 +174,11 @@ class RunningBatch:
             if not running.row.ticket.sealed:
                 running.row.ticket.cancelled = True
 
+    def cancel(self) -> None:
+        """Sends every row away at the next step."""
+        for running in self.rows:
+            running.row.ticket.cancelled = True
+
     def uses(self, adapter: str) -> bool:
         return any(running.row.ticket.request.adapter == adapter for running in self.rows)
 

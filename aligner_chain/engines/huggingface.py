@@ -6,6 +6,7 @@ it decodes. It ends when nothing has come for a while, so that an engine nobody 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from aligner_chain.engines.adapters import Adapters
 from aligner_chain.engines.base import Capabilities, Request, Ticket
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _IDLE_S = 5.0
+_EXIT_S = 30.0
+"""Seconds that the end of the process waits for the step that is running."""
 _ENDS = (".", "!", "?", ":", "\n", "Ċ", "<0x0A>")
 """How pieces of a vocabulary end that end a sentence or line; byte-level ones write a line's end in their own way."""
 _CPU_MEMORY = 4 * 2**30
@@ -74,6 +77,7 @@ class HuggingFaceEngine:
         self._batch: RunningBatch | PaddedBatch | None = None
         self._changed = threading.Condition()
         self._worker: threading.Thread | None = None
+        self._ending = False
 
     @classmethod
     def from_pretrained(
@@ -175,6 +179,20 @@ class HuggingFaceEngine:
         self.__dict__.pop("model", None)
         self.__dict__.pop("_adapters", None)
 
+    def abandon(self, timeout: float) -> None:
+        """Cancels what was submitted and refuses new requests, for the end of the process.
+
+        Args:
+            timeout: seconds to wait for the step that is running.
+        """
+        with self._changed:
+            self.closed = self._ending = True
+            self._cancel_all()
+            self._changed.notify_all()
+            worker = self._worker
+        if worker is not None:
+            worker.join(timeout)
+
     def _own(self, work: Callable[[], None], ready: Callable[[], bool] = lambda: True) -> None:
         """Has the thread that owns the model do something, and waits for it."""
         chore = _Chore(work, ready)
@@ -183,6 +201,12 @@ class HuggingFaceEngine:
             self._chores.append(chore)
         self._wake()
         chore.done.result()
+
+    def _cancel_all(self) -> None:
+        for row in self._waiting.all():
+            row.ticket.cancelled = True
+        if self._batch is not None:
+            self._batch.cancel()
 
     def _in_use(self, adapter: str) -> bool:
         waiting = any(row.ticket.request.adapter == adapter for row in self._waiting.all())
@@ -216,6 +240,7 @@ class HuggingFaceEngine:
             if self._worker is None and not self.closed:
                 self._worker = threading.Thread(target=self._work, name="aligner-chain-engine", daemon=True)
                 self._worker.start()
+                _working.add(self)
             self._changed.notify_all()
 
     def _refused(self, ticket: Ticket) -> bool:
@@ -274,6 +299,8 @@ class HuggingFaceEngine:
             chore.do()
         for row in admitted:
             batch.add(row)
+        if self._ending:
+            self._cancel_all()
         try:
             batch.step()
         except torch.OutOfMemoryError as error:
@@ -348,6 +375,7 @@ class _Chore:
 _Key = tuple[str, str | None, str, str]
 _loaded: WeakValueDictionary[_Key, HuggingFaceEngine] = WeakValueDictionary()
 _staying: dict[_Key, HuggingFaceEngine] = {}
+_working: WeakSet[HuggingFaceEngine] = WeakSet()  # those that have had a worker
 _shared_lock = threading.Lock()
 
 
@@ -393,10 +421,18 @@ def _after_fork() -> None:
     _shared_lock = threading.Lock()
     _loaded.clear()
     _staying.clear()
+    _working.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
+
+
+@atexit.register
+def _abandon_all() -> None:
+    """Python would end a thread that is inside of a forward by unwinding it through C++, and that aborts the process."""
+    for engine in list(_working):
+        engine.abandon(_EXIT_S)
 
 
 def _engine_error(cause: Exception) -> EngineError:

@@ -86,6 +86,11 @@ class PaddedBatch:
     def close_open(self) -> None:
         """No row is open on this path."""
 
+    def cancel(self) -> None:
+        """Sends every row away at the next token."""
+        for row in self.rows:
+            row.ticket.cancelled = True
+
     def step(self) -> None:
         """Decodes the oldest row, and those nearest to it in length, to the end."""
         self._drop_interrupted()

@@ -86,7 +86,8 @@ class AlignerCorrector(RunnableSerializable[Any, Any]):
         on_correction: called with every `Correction` before the answer is returned, also when an error is raised. Its
             own errors are logged and counted in `on_correction_failures`. A coroutine function works under asyncio.
         on_error: what to do where the correction of an answer failed: "raise" its error, or "pass_through" the
-            original, with the outcome `failed` in its metadata. A missing question or Aligner is always raised.
+            original, with the outcome `failed` in its metadata. A missing question or Aligner is always raised. An error
+            ends a whole `batch`, unless it has `return_exceptions=True`.
         timeout: seconds for the correction of all answers of one call. None: without end. What is not finished by then
             has failed.
         structured: answers that are JSON: "skip" them, or "validate" that the correction is JSON with the same keys and

@@ -77,6 +77,14 @@ class PromptRecord(NamedTuple):
         return worded(Turn(role=role, text=text) for role, text in self.asked)
 
 
+class _Open(NamedTuple):
+    """A model run that has not ended. `root` is the outermost chain around it, where its end will be told."""
+
+    asked: _Asked
+    ancestors: tuple[int, ...]
+    root: int | None
+
+
 class PromptRecorder(BaseCallbackHandler):
     """Records prompts in bounded memory: text only, never a message object, whose images and owners would live on."""
 
@@ -92,7 +100,8 @@ class PromptRecorder(BaseCallbackHandler):
         """Forgets everything."""
         with self._lock:
             self._parents: dict[int, int | None] = {}  # chains and tools that have not ended
-            self._open: dict[int, tuple[_Asked, tuple[int, ...]]] = {}  # model runs that have not ended, with ancestors
+            self._open: dict[int, _Open] = {}
+            self._crowded = self.kept_runs  # how many of them make it worth a look whether some were left
             self._runs: dict[int, PromptRecord] = {}
             self._settled: deque[PromptRecord] = deque()  # those of `_runs` whose root has ended
             self._families: dict[int, dict[int, PromptRecord]] = {}  # by the root
@@ -136,8 +145,8 @@ class PromptRecorder(BaseCallbackHandler):
         """
         started = dict(self._open)
         named = [started[run.int] for run in map(run_id_of, ids) if run and run.int in started]
-        below = named or [one for one in started.values() if parent is not None and parent.int in one[1]]
-        prompts = {asked for asked, _ in below}
+        below = named or [one for one in started.values() if parent is not None and parent.int in one.ancestors]
+        prompts = {one.asked for one in below}
         return worded(Turn(role=role, text=text) for role, text in prompts.pop()) if len(prompts) == 1 else ()
 
     def rewritten(self, run_id: str | None, text: str) -> None:
@@ -222,13 +231,27 @@ class PromptRecorder(BaseCallbackHandler):
         rows, started = response.generations, self._open.pop(run_id.int, None)
         if started is not None:
             with self._lock:
-                self._finish(run_id.int, *started, rows[0] if len(rows) == 1 else [one for row in rows for one in row])
+                generations = rows[0] if len(rows) == 1 else [one for row in rows for one in row]
+                self._finish(run_id.int, started.asked, started.ancestors, generations)
 
     def _start(self, asked: _Asked, run_id: UUID, parent: UUID | None) -> None:
-        self._open[run_id.int] = asked, self._lineage(parent.int) if parent is not None else ()
+        ancestors = self._lineage(parent.int) if parent is not None else ()
+        root = ancestors[-1] if ancestors and ancestors[-1] in self._parents else None
+        self._open[run_id.int] = _Open(asked, ancestors, root)
+        if len(self._open) > self._crowded:
+            with self._lock:
+                self._drop_left()
         if len(self._open) > self.most_runs:
             with self._lock:
                 self._open.pop(next(iter(self._open)))
+
+    def _drop_left(self) -> None:
+        """Forgets model runs that their chain has left: LangChain tells nothing of the end of one that was cancelled."""
+        for run, left in list(self._open.items()):
+            if left.root is not None and left.root not in self._parents:
+                self._open.pop(run, None)
+        # Doubled, so that many runs at once cost no look at all of them each time.
+        self._crowded = max(self.kept_runs, 2 * len(self._open))
 
     def _finish(self, run: int, asked: _Asked, ancestors: tuple[int, ...], generations: Sequence[Generation]) -> None:
         messages = [generation.message for generation in generations if isinstance(generation, ChatGeneration)]

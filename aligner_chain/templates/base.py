@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ROOM = 16
 """Tokens of output, beyond the answer's own length, without which nothing is rendered."""
 
+GROWTH = 64
+"""Tokens that a correction may have beyond one and a half times those of its answer."""
+
 UNCERTAIN = 2
 """Tokens at the end of a text that are not told yet: the likeliest to become others when more text comes. Up to 6 have been
 seen to, but one that was told too soon costs no more than reading it again."""
@@ -70,7 +73,7 @@ class CorrectionTemplate(ABC):
 
         `window` is the most tokens of prompt and output together (None: no limit). Where it is too small the oldest
         turns are left out first, then the last passages; never the last user turn and never the answer. A correction
-        may take half as much again as the answer and 64 tokens, and always has `ROOM` tokens more than the answer.
+        may take half as much again as the answer and `GROWTH` tokens, and always has `ROOM` tokens more than the answer.
 
         Raises `ContextOverflowError` where that is not enough, `TemplateError` where the tokenizer does not fit, and
         `CapabilityError` for criteria in a template without a place for them.
@@ -170,9 +173,14 @@ class CorrectionTemplate(ABC):
         criteria: Sequence[str],
     ) -> Rendered:
         rendered = self._build(exchange, tokenizer, plain, criteria)
-        wanted = len(rendered.draft.ids) * 3 // 2 + 64
+        wanted = most_output(len(rendered.draft.ids))
         room = wanted if window is None else window - len(rendered.prompt)
         return replace(rendered, max_new=min(wanted, room))
+
+
+def most_output(answer: int) -> int:
+    """The most tokens of output for an answer of so many."""
+    return answer * 3 // 2 + GROWTH
 
 
 def refuse_control(ids: Sequence[int], control: frozenset[int], tokenizer: Tokenizer) -> None:

@@ -114,6 +114,32 @@ def test_every_outcome_in_one_batch_and_in_order(aligner: Aligner) -> None:
             failed.raise_for_failure()
     assert {(one.aligner, one.template) for one in corrections} == {("tiny@7", "aligner-chain/1")}
     assert endless.usage.new_tokens > 60
+    said = str(endless.error)
+    assert (
+        f"after {endless.usage.new_tokens} tokens, the most that one gets: half as many again as its answer has, and 64."
+        in said
+    )
+    for way_out in (
+        'on_error="pass_through"',
+        "return_exceptions=True",
+        "an Aligner that was trained for small changes",
+    ):
+        assert way_out in said
+
+
+def test_an_output_that_the_window_ends_says_so(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = trained
+    template = get_template("aligner-chain/1")
+    window = len(template.prompt(ENDLESS, tokenizer)) + 30
+    monkeypatch.setattr(model.config, "max_position_embeddings", window)
+    metadata = AlignerMetadata(name="tiny", version="7", template=template.name)
+    engine = HuggingFaceEngine(model, tokenizer, curve=CPU_FP32)
+    narrow = Aligner(engine, metadata=metadata, template=template, tokenizer=tokenizer)
+    [endless] = narrow.correct([ENDLESS])
+    narrow.close()
+    assert isinstance(endless.error, IncompleteCorrectionError)
+    assert f"after 30 tokens, all that the model's window of {window} has room for. Ways out" in str(endless.error)
+    assert "an Aligner with a longer window" in str(endless.error)
 
 
 async def test_the_async_twin_gives_the_same(aligner: Aligner) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -516,3 +518,38 @@ def test_a_draft_that_is_likely_enough_is_the_output(tokenizer: Any, tiny_llama:
     assert {(one.approved, one.finish, one.usage.forwards) for one in above} == {(True, "eos", 1)}
     assert [one.ids for one in below] == [one.ids for one in plain]
     assert all(not one.approved for one in below)
+
+
+_LEFT = """
+import sys, threading, time
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models
+from aligner_chain.engines.base import Request
+from aligner_chain.engines.huggingface import HuggingFaceEngine
+from aligner_chain.session import Reading
+
+raw = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+config = LlamaConfig(
+    vocab_size=8, hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+    max_position_embeddings=100_000, eos_token_id=None,
+)
+engine = HuggingFaceEngine(
+    LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=raw), packed=sys.argv[1] == "packed"
+)
+if sys.argv[2] == "reading":
+    left = Reading(engine, lambda answer: (1,) * 40)
+    left.tell("a")
+endless = engine.submit([Request(key="endless", prompt=(1, 2), max_new=50_000, stream=True)])[0]
+waits = threading.Thread(target=lambda: print(endless.result().finish), daemon=True)
+waits.start()
+while not endless.ids:
+    time.sleep(0.01)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("path", "also"), [("packed", ""), ("packed", "reading"), ("plain", "")])
+def test_a_process_that_ends_while_it_decodes_ends_well(path: str, also: str) -> None:
+    """A thread inside of a forward would abort it; a new thread at its very end would never let it go."""
+    ended = subprocess.run([sys.executable, "-c", _LEFT, path, also], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.splitlines()[0]) == (0, "end"), ended.stderr

@@ -481,6 +481,60 @@ def test_what_never_ends_is_bounded_too() -> None:
     assert bounded.counts() == {"chains": 5, "open": 5, "runs": 0, "living": 0}
 
 
+@pytest.fixture
+def gated(models: SimpleNamespace) -> Any:
+    """A model that answers once its `gate` is open, and releases `reached` for each call."""
+
+    class Gated(models.Chat):  # type: ignore[misc]
+        gate: Any
+        reached: Any
+
+        async def _agenerate(self, messages: Any, *given: Any, **kw: Any) -> Any:
+            self.reached.release()
+            await self.gate.wait()
+            return self._generate(messages)
+
+    return Gated(gate=asyncio.Event(), reached=asyncio.Semaphore(0))
+
+
+async def test_calls_that_were_cancelled_are_not_remembered(
+    gated: Any, prompt: ChatPromptTemplate, corrector: AlignerCorrector
+) -> None:
+    chain, each = prompt | gated | corrector, recorder().kept_runs // 2
+    for _ in range(4):
+        calls = [asyncio.create_task(chain.ainvoke({"q": str(index)})) for index in range(each)]
+        for _ in calls:
+            await gated.reached.acquire()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert recorder().counts()["chains"] == 0
+    assert recorder().counts()["open"] <= recorder().kept_runs
+
+
+async def test_however_many_calls_run_each_is_remembered(
+    gated: Any, prompt: ChatPromptTemplate, corrector: AlignerCorrector
+) -> None:
+    chain, many = prompt | gated | corrector, recorder().kept_runs + 100
+    calls = [asyncio.create_task(chain.ainvoke({"q": str(index)})) for index in range(many)]
+    for _ in calls:
+        await gated.reached.acquire()
+    gated.gate.set()
+    answers = await asyncio.gather(*calls)
+    assert [answer.text for answer in answers] == [f"<{index}|A({index})>" for index in range(many)]
+
+
+def test_runs_of_a_chain_whose_beginning_nobody_told_are_remembered() -> None:
+    """Such as of a function that LangSmith traces, or of a chain that began before the recorder was put to work."""
+    asked = PromptRecorder(kept_runs=2)
+    runs = [uuid4() for _ in range(5)]
+    for index, run in enumerate(runs):
+        asked.on_chat_model_start({}, [[HumanMessage(str(index))]], run_id=run, parent_run_id=uuid4())
+    assert asked.counts()["open"] == 5
+    for index, run in enumerate(runs):
+        assert asked.being_answered(None, [f"lc_run--{run}"]) == (Turn(role="user", text=str(index)),)
+
+
 def test_a_circle_of_runs_ends() -> None:
     circular, first, second = PromptRecorder(), uuid4(), uuid4()
     circular.on_chain_start({}, {}, run_id=first, parent_run_id=second)
