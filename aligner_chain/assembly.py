@@ -23,7 +23,7 @@ from aligner_chain.errors import (
 )
 from aligner_chain.exchange import Correction, Exchange, TokenScore, edits_between, uuid7
 from aligner_chain.templates import CorrectionTemplate, Parsed, Rendered
-from aligner_chain.templates.base import GROWTH, most_output
+from aligner_chain.templates.base import GROWTH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -134,7 +134,11 @@ class Assembly:
             return Job(exchange, request, gate=asked.gate)
         try:
             rendered = self._template.render(
-                exchange, self._tokenizer, window=self._can.window, criteria=request.criteria
+                exchange,
+                self._tokenizer,
+                window=self._can.window,
+                criteria=request.criteria,
+                longest=self._metadata.longest_output or self._template.longest_output,
             )
         except CorrectionError as error:
             return Job(exchange, settled=self.failed(exchange, error))
@@ -324,12 +328,12 @@ def _tokens(job: Job, generation: Generation) -> tuple[TokenScore, ...]:
 def _unfinished(job: Job, generation: Generation, window: int | None) -> IncompleteCorrectionError:
     """An output that was longer than there is room for in the window, or than a correction of its answer may be."""
     rendered = job.rendered
-    if rendered is not None and rendered.max_new < most_output(len(rendered.draft.ids)):
+    if rendered is not None and window is not None and len(rendered.prompt) + rendered.max_new >= window:
         bound = f"all that the model's window of {window} has room for"
         ways = "an Aligner with a longer window, or a shorter answer from the upstream (its max_tokens)"
     else:
-        bound = f"the most that one gets: half as many again as its answer has, and {GROWTH}"
-        ways = "an Aligner that was trained for small changes (an untrained one never ends)"
+        bound = f"the most that one gets: half as many again as its answer has and {GROWTH}, or those of its training"
+        ways = '"longest_output": 2048, say, in its aligner.json, where its corrections are longer (an untrained one never ends)'
     return IncompleteCorrectionError(
         f"The correction was not finished after {len(generation.ids)} tokens, {bound}. Ways out: {ways}; "
         'on_error="pass_through", which serves such an answer as it is; for a batch of a chain return_exceptions=True, '

@@ -32,8 +32,9 @@ class AlignerMetadata:
     likely to be written again, which reads the whole answer as a draft in the first forward (see `Aligner.inspect`).
     `calibrations` are thresholds that were measured,
     by criterion; `threshold_of` says which of them hold. `may_delete` names, for a criterion, the checks
-    that only warn where the model says that it was broken (see `aligner_chain.checks`). `data_sha256` is the hash of
-    the training data's manifest, `package_version` the version of aligner-chain that wrote the file.
+    that only warn where the model says that it was broken (see `aligner_chain.checks`). `longest_output` is the most tokens
+    of an output that it was trained on: one may be as long, however short its answer; 0 says that nobody knows.
+    `data_sha256` is the hash of the training data's manifest, `package_version` the version of aligner-chain that wrote the file.
     """
 
     name: str
@@ -44,6 +45,7 @@ class AlignerMetadata:
     thresholds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     calibrations: Mapping[str, Calibration] = field(default_factory=lambda: MappingProxyType({}))
     may_delete: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    longest_output: int = 0
     base_model: str = ""
     data_sha256: str = ""
     licence: str = ""
@@ -108,7 +110,10 @@ def _metadata(values: dict[str, Any], path: Path) -> AlignerMetadata:
     unknown, missing = sorted(values.keys() - known), sorted({"name", "version", "template"} - values.keys())
     if unknown or missing:
         raise _broken(path, f"unknown keys: {unknown}, missing keys: {missing}")
-    for name in known - {"criteria", "thresholds", "calibrations", "may_delete"}:
+    longest = values.get("longest_output", 0)
+    if not isinstance(longest, int) or isinstance(longest, bool) or longest < 0:
+        raise _broken(path, '"longest_output" is not a number of tokens')
+    for name in known - {"criteria", "thresholds", "calibrations", "may_delete", "longest_output"}:
         if not isinstance(values.get(name, ""), str):
             raise _broken(path, f'"{name}" is not a string')
     criteria, thresholds = values.get("criteria", []), values.get("thresholds", {})

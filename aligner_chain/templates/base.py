@@ -59,21 +59,30 @@ class CorrectionTemplate(ABC):
     """How an exchange becomes a prompt, and an output a correction. A checkpoint works only with its own template.
 
     `name` goes into `aligner.json`; `text` shows the template to a person; `verdict` tells whether the output starts
-    with KEEP or FIX.
+    with KEEP or FIX. `longest_output` is how long the outputs of a model with this template can be expected to be where its
+    checkpoint does not say, in tokens.
     """
 
     name: str
     text: str
     verdict: bool = False
+    longest_output: int = 0
 
     def render(
-        self, exchange: Exchange, tokenizer: Tokenizer, *, window: int | None, criteria: Sequence[str] = ()
+        self,
+        exchange: Exchange,
+        tokenizer: Tokenizer,
+        *,
+        window: int | None,
+        criteria: Sequence[str] = (),
+        longest: int = 0,
     ) -> Rendered:
         """The prompt, the draft and the room for the output.
 
         `window` is the most tokens of prompt and output together (None: no limit). Where it is too small the oldest
         turns are left out first, then the last passages; never the last user turn and never the answer. A correction
-        may take half as much again as the answer and `GROWTH` tokens, and always has `ROOM` tokens more than the answer.
+        may take half as much again as the answer and `GROWTH` tokens, or `longest` where that is more, as far as the window
+        goes; it always has `ROOM` tokens more than the answer.
 
         Raises `ContextOverflowError` where that is not enough, `TemplateError` where the tokenizer does not fit, and
         `CapabilityError` for criteria in a template without a place for them.
@@ -82,7 +91,7 @@ class CorrectionTemplate(ABC):
         self._check_criteria(criteria)
         rendered = self._fit(exchange, tokenizer, plain, window, criteria)
         if _fits(rendered, window):
-            return rendered
+            return _roomier(rendered, window, longest)
         shorter = _shorter(exchange)
         # Each one is shorter than the one before, so the first that fits is found by halving.
         best = bisect.bisect_left(
@@ -90,7 +99,8 @@ class CorrectionTemplate(ABC):
         )
         if best == len(shorter):
             raise _overflow(self._fit([exchange, *shorter][-1], tokenizer, plain, window, criteria), window)
-        return _with_notes(self._fit(shorter[best], tokenizer, plain, window, criteria), exchange, shorter[best])
+        fitting = self._fit(shorter[best], tokenizer, plain, window, criteria)
+        return _with_notes(_roomier(fitting, window, longest), exchange, shorter[best])
 
     def prompt(self, exchange: Exchange, tokenizer: Tokenizer, criteria: Sequence[str] = ()) -> tuple[int, ...]:
         """The whole prompt, whatever its length. Training uses it, and drops rows that would not fit."""
@@ -173,14 +183,9 @@ class CorrectionTemplate(ABC):
         criteria: Sequence[str],
     ) -> Rendered:
         rendered = self._build(exchange, tokenizer, plain, criteria)
-        wanted = most_output(len(rendered.draft.ids))
+        wanted = len(rendered.draft.ids) * 3 // 2 + GROWTH
         room = wanted if window is None else window - len(rendered.prompt)
         return replace(rendered, max_new=min(wanted, room))
-
-
-def most_output(answer: int) -> int:
-    """The most tokens of output for an answer of so many."""
-    return answer * 3 // 2 + GROWTH
 
 
 def refuse_control(ids: Sequence[int], control: frozenset[int], tokenizer: Tokenizer) -> None:
@@ -188,6 +193,11 @@ def refuse_control(ids: Sequence[int], control: frozenset[int], tokenizer: Token
     if stray := control.intersection(ids):
         names = tokenizer.convert_ids_to_tokens(sorted(stray))
         raise UnreadableCorrectionError(f"The correction holds control tokens where text should be: {names}.")
+
+
+def _roomier(rendered: Rendered, window: int | None, longest: int) -> Rendered:
+    room = longest if window is None else min(longest, window - len(rendered.prompt))
+    return replace(rendered, max_new=max(rendered.max_new, room))
 
 
 def _fits(rendered: Rendered, window: int | None) -> bool:

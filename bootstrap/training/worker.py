@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 from aligner_chain.checkpoint import FILE, AlignerMetadata, read_metadata, write_metadata
 from aligner_chain.errors import ConfigurationError
 from aligner_chain.templates import get_template, prepare_tokenizer
-from bootstrap.aligner_training import AlignerTrainingSettings, add_template_tokens, aligner_rows, train_stages
+from bootstrap.aligner_training import (
+    AlignerRows,
+    AlignerTrainingSettings,
+    add_template_tokens,
+    aligner_rows,
+    train_stages,
+)
 from bootstrap.files import replace_file, sync_tree, write_synced
 from bootstrap.journal import JOURNAL, STEPS, attempts, done_again, read_lines
 from bootstrap.pairs import Triple, manifest, read_pairs, read_triples
@@ -128,7 +134,7 @@ def _train_aligner(job: TrainingJob, part: Path, *, progress: bool) -> dict[str,
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         # Last, since its presence makes the folder an Aligner.
-        write_metadata(part, _metadata(job, settings, triples))
+        write_metadata(part, _metadata(job, settings, triples, rows))
     return {"rows": trained.rows, "keep_share": trained.keep_share, "dropped": dict(trained.dropped)}
 
 
@@ -161,18 +167,23 @@ def _onto_whole_weights(adapted: Any, job: TrainingJob, settings: AlignerTrainin
     return merged(PeftModel.from_pretrained(base, folder))
 
 
-def _metadata(job: TrainingJob, settings: AlignerTrainingSettings, rows: list[Triple]) -> AlignerMetadata:
-    digest = manifest(rows)["sha256"]
+def _metadata(
+    job: TrainingJob, settings: AlignerTrainingSettings, triples: list[Triple], rows: AlignerRows
+) -> AlignerMetadata:
+    digest, longest = manifest(triples)["sha256"], max(len(row.output) for row in rows.stages["correction"])
     if (job.base / FILE).is_file():
+        known = read_metadata(job.base)
         # A threshold that was measured on the base says nothing of what came of it.
-        return replace(read_metadata(job.base), version=digest[:12], data_sha256=digest, calibrations={})
+        new: dict[str, Any] = {"version": digest[:12], "data_sha256": digest, "calibrations": {}}
+        return replace(known, longest_output=max(longest, known.longest_output), **new)
     template = get_template(settings.template)
     return AlignerMetadata(
         name="aligner",
         version=digest[:12],
         template=template.name,
         template_text=template.text,
-        criteria=tuple(dict.fromkeys(name for row in rows for name in row.criteria)),
+        criteria=tuple(dict.fromkeys(name for triple in triples for name in triple.criteria)),
+        longest_output=longest,
         base_model=str(job.base),
         data_sha256=digest,
     )

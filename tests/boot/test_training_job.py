@@ -214,6 +214,8 @@ def test_an_aligner_is_trained_and_says_what_it_is(inputs: Path, tmp_path: Path)
     assert set(run_job(one, Launcher.here())["trainings"]) == {"warm-up", "correction"}
     made = read_metadata(one.out)
     assert (made.template, made.criteria) == ("aligner-chain/1", ("kind", "right"))
+    longest = max(len((triple.correction or "").split()) for triple in micro.triples()[:40])
+    assert longest < made.longest_output < 10 * longest
     assert TrainingJob.read(one.work / "job.json") == one
     with pytest.raises(ConfigurationError, match="not with DPOSettings"):
         replace(one, settings=SETTINGS)

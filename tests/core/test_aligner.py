@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import by_heart
 import pytest
 import torch
 
 from aligner_chain import Aligner, Exchange, Turn
-from aligner_chain.checkpoint import AlignerMetadata
+from aligner_chain.checkpoint import AlignerMetadata, read_metadata, write_metadata
 from aligner_chain.engines.drafting import CPU_FP32
 from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.errors import (
@@ -116,15 +119,30 @@ def test_every_outcome_in_one_batch_and_in_order(aligner: Aligner) -> None:
     assert endless.usage.new_tokens > 60
     said = str(endless.error)
     assert (
-        f"after {endless.usage.new_tokens} tokens, the most that one gets: half as many again as its answer has, and 64."
-        in said
+        f"after {endless.usage.new_tokens} tokens, the most that one gets: half as many again as its answer has and 64, "
+        "or those of its training" in said
     )
     for way_out in (
         'on_error="pass_through"',
         "return_exceptions=True",
-        "an Aligner that was trained for small changes",
+        '"longest_output": 2048',
     ):
         assert way_out in said
+
+
+def test_a_short_answer_may_get_as_long_a_correction_as_was_trained(make_tokenizer: Any, tmp_path: Path) -> None:
+    """A refusal that becomes an answer is many times as long as it was."""
+    long = "".join(chr(at) for at in range(33, 127) if chr(at) not in ":<|>x")
+    folder = by_heart.always(tmp_path, make_tokenizer(), long)
+    short, metadata = Exchange.of("Free?", "x"), read_metadata(folder)
+    found = {}
+    for longest in (0, 80, 120):
+        write_metadata(folder, replace(metadata, longest_output=longest))
+        with contextlib.closing(Aligner.from_pretrained(str(folder))) as aligner:
+            [found[longest]] = aligner.correct([short])
+    assert [one.outcome for one in found.values()] == ["failed", "failed", "corrected"]
+    assert found[120].text == long
+    assert [one.usage.new_tokens for one in found.values()][:2] == [65, 80]
 
 
 def test_an_output_that_the_window_ends_says_so(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,8 @@ def test_metadata_is_read_back(tmp_path: Path) -> None:
         '{"schema": 1, "name": "x", "version": "1", "template": "aligner-chain/1", "license": "MIT"}',
         '{"schema": 1, "name": "x", "version": "1", "template": "aligner-chain/1", "criteria": "true"}',
         '{"schema": 1, "name": "x", "version": "1", "template": "aligner-chain/1", "thresholds": {"keep": "0"}}',
+        '{"schema": 1, "name": "x", "version": "1", "template": "aligner-chain/1", "longest_output": -1}',
+        '{"schema": 1, "name": "x", "version": "1", "template": "aligner-chain/1", "longest_output": true}',
     ],
 )
 def test_broken_metadata_says_the_way_out(tmp_path: Path, broken: str) -> None:

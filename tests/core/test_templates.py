@@ -217,6 +217,9 @@ def test_room_for_the_correction(prepared: Any) -> None:
     assert own().render(exchange, prepared, window=None).max_new == 100 * 3 // 2 + 64
     prompt = len(own().prompt(exchange, prepared))
     assert own().render(exchange, prepared, window=prompt + 150).max_new == 150
+    assert own().render(exchange, prepared, window=None, longest=300).max_new == 300
+    assert own().render(exchange, prepared, window=prompt + 250, longest=300).max_new == 250
+    assert own().render(exchange, prepared, window=None, longest=20).max_new == 100 * 3 // 2 + 64
 
 
 # --- plain-text templates ---
