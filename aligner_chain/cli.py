@@ -23,6 +23,7 @@ from aligner_chain.bench import run as bench
 from aligner_chain.bench.replays import REPLAYS
 from aligner_chain.bench.workloads import SYNTHETIC
 from aligner_chain.calibration import DELTA
+from aligner_chain.checkpoint import FILE
 from aligner_chain.checks import command as check
 from aligner_chain.command_line import Parser, place_refused
 from aligner_chain.doctor import EXTRAS, describe, diagnose
@@ -290,6 +291,9 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         return 1
     if chosen:
         tradeoff.store(path, aligner.metadata, chosen, models["upstream"])
+        _notice(
+            f"written to {Path(path) / FILE}: {', '.join(f'{row.criterion} {row.threshold:.7g}' for row in chosen)}"
+        )
     return 0
 
 

@@ -105,6 +105,8 @@ def describe(rows: Sequence[Tradeoff]) -> Iterator[str]:
         yield f"{name}: {mine[0].n_good} good and {mine[0].n_bad} bad answers, {_auc(mine[0])}"
         yield f"{'may be missed':>13}  {'needed':>8}  {'threshold':>9}  good answers that skip their correction"
         yield from map(_line, mine)
+        if mine[0].auc_low is not None and mine[0].auc_low <= 0.5:
+            yield f"{name} is not shown to tell good answers from bad ones: chance alone has an AUC of 0.5."
     yield f"With confidence {1 - rows[0].delta:.4g}, no more of the bad answers are missed than may be."
 
 

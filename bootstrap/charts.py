@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH = 880
-LEFT, RIGHT, TOP, BOTTOM = 52, 180, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 52, 200, 14, 34
 """Margins of a line chart; the right one holds the labels of the lines."""
 COLUMNS_RIGHT = 20
 """The right margin of columns, which have no labels at their ends."""

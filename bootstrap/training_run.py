@@ -86,7 +86,7 @@ class TrainingRun:
         yield f"{len(triples)} rows from {self.data}, base {self.base}"
         for name, stage in self.settings.stages.items():
             yield f"{name}: {_stage_line(stage, device_batch(stage, together), together)}"
-        yield f"trained: {_method_line(self.settings)}; dropped: {rows.dropped}"
+        yield f"trained: {_method_line(self.settings)}; {dropped_line(rows.dropped)}"
         shards = together if self.launcher.divides() else 1
         found = estimate_aligner(base, rows, self.settings, cuda=cuda, shards=shards, together=together)
         yield f"memory of each device, estimated: {found.memory}"
@@ -166,12 +166,24 @@ def _method_line(settings: AlignerTrainingSettings) -> str:
     return f"adapters {dict(settings.lora)}, the base {base}"
 
 
+def dropped_line(dropped: Mapping[str, int]) -> str:
+    """How many rows were left out, and why; of those that were dropped for the balance also how to keep them."""
+    told = [f"{number} {reason}" for reason, number in dropped.items() if number]
+    keeping = " (--keep-share 0 1 keeps them)" if dropped.get("to balance") else ""
+    return f"dropped: {', '.join(told) or 'none'}{keeping}"
+
+
 def _time_line(found: Estimate, speed: float, together: int, *, cuda: bool) -> str:
     """A CPU is shared by the processes, and a GPU is not."""
     seconds = found.seconds(speed * (together if cuda else 1))
-    hours = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
     return (
-        f"time, estimated: {hours} for {sum(found.steps.values())} steps and {found.tokens:,} tokens, if each "
+        f"time, estimated: {_duration(seconds)} for {sum(found.steps.values())} steps and {found.tokens:,} tokens, if each "
         f"{'GPU' if cuda else 'CPU'} is like this one, which multiplies matrices at {speed / 1e12:.2g} TFLOP/s, and "
         f"training reaches {UTILISATION:.0%} of that"
     )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"

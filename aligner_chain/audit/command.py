@@ -67,7 +67,7 @@ def _served(given: Sequence[str], notice: Callable[[str], None]) -> Mapping[str,
     except AlignerNotConfiguredError:
         if not given:
             raise
-        notice("no Aligner is served, so none is in this audit; name one with --corrector aligner=FOLDER")
+        notice("no Aligner is served, so none but those named takes part")
         return {}
 
 

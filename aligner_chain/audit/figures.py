@@ -179,7 +179,8 @@ def _edits(results: Sequence[Result]) -> Edits:
 
 
 def _damage(results: Sequence[Result]) -> Damage:
-    found = [{finding.check for finding in one.findings} for one in results]
+    # A check knows no right answer: where one took the place of a refusal, it says that a refusal was lost.
+    found = [set() if one.fixed else {finding.check for finding in one.findings} for one in results]
     return Damage(
         any=Share.of(map(bool, found)),
         by_check={name: Share.of(name in checks for checks in found) for name in CHECKS},

@@ -44,6 +44,14 @@ def groups(audit: Audit) -> Iterator[Group]:
         yield _group(audit, f"Answers that need something ({audit.rows_wrong})", _FIX)
     yield _group(audit, f"All answers ({audit.total})", _EDITS)
     yield _group(audit, "Time per answer, on this machine", _LATENCY)
+    if lines := errors(audit):
+        yield Group(title="Answers that failed, by error", lines=lines)
+
+
+def errors(audit: Audit) -> list[Line]:
+    """For each class of error how many answers failed with it."""
+    names = dict.fromkeys(name for one in audit.correctors.values() for name in one.failures)
+    return [_line(audit, name, _by_error(name)) for name in names]
 
 
 def damage(audit: Audit) -> list[Line]:
@@ -111,9 +119,8 @@ def _by_check(name: str) -> Callable[[Figures], Cell]:
     return cell
 
 
-def _failures(figures: Figures) -> Cell:
-    told = ", ".join(f"{count} {name}" for name, count in figures.failures.items())
-    return Cell(text=told or "0")
+def _by_error(name: str) -> Callable[[Figures], Cell]:
+    return lambda figures: Cell(text=str(figures.failures.get(name, 0)))
 
 
 _HARM: Sequence[tuple[str, Callable[[Figures], Cell]]] = (
@@ -140,5 +147,4 @@ _LATENCY: Sequence[tuple[str, Callable[[Figures], Cell]]] = (
     ("95th percentile", lambda one: _time(one.latency.p95_s)),
     ("first call", lambda one: _time(one.latency.first_s)),
     ("forwards, mean", lambda one: Cell(text="–" if one.forwards is None else f"{one.forwards:.1f}")),
-    ("failed", _failures),
 )

@@ -25,7 +25,8 @@ something where it changes fewer of the right answers than <em>refuse</em> and m
 <dt>rewritten</dt><dd>At least 90 % of the words and marks differ.</dd>
 <dt>words changed, edit, length</dt><dd>Medians of the answers that were changed. An edit above 1 × changed more than it had
 to.</dd>
-<dt>damaged</dt><dd>A check found that the change lost or broke something: code, links, numbers, tables and the like.</dd>
+<dt>damaged</dt><dd>A check found that the change lost or broke something: code, links, numbers, tables and the like. A text
+that became the right one is not damaged.</dd>
 <dt>time</dt><dd>By the clock, one answer at a time; the first call, which often loads something, is apart.</dd>
 <dt>forwards</dt><dd>Runs of the corrector's model for an answer, where it tells.</dd>
 <dt>failed</dt><dd>The corrector raised an error. Such an answer counts as neither left nor changed.</dd>

@@ -186,8 +186,12 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _say_dropped(dropped: dict[str, int]) -> None:
+    from bootstrap.pairs.filters import HELD_OUT, OPTIONAL
+
     for reason, count in sorted(dropped.items(), key=lambda item: -item[1]):
         say(f"  {count:>9} left out: {reason}")
+    if optional := [reason for reason in dropped if reason in OPTIONAL and reason != HELD_OUT]:
+        say(f'To keep what a filter leaves out:  --filter off="{optional[0]}"')
 
 
 def _filters(settings: list[str]) -> Filters:

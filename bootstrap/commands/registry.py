@@ -154,7 +154,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _line(event: dict[str, Any]) -> str:
-    line = "{time}  {action:<9} pair {pair}: {upstream} with {aligner}".format(**event)
+    models = f"{event['upstream']} with {event['aligner']}" if event["upstream"] else f"{event['aligner']} alone"
+    line = f"{event['time']}  {event['action']:<9} pair {event['pair']}: {models}"
     return f"{line} on {', '.join(event['servers'])}" if event["servers"] else line
 
 

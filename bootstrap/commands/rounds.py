@@ -79,19 +79,19 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.start and rounds.open_registry().served() is None:
         register_start(rounds.config, say=rounds.say)
     with reported(rounds):
-        return _show_result(arguments, rounds.run())
+        return _show_result(arguments, rounds.run(), rounds.open_registry().home)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     rounds = _rounds(arguments)
     with reported(rounds):
-        return _show_result(arguments, rounds.resume())
+        return _show_result(arguments, rounds.resume(), rounds.open_registry().home)
 
 
 def _retry(arguments: argparse.Namespace) -> int:
     rounds = _rounds(arguments)
     with reported(rounds):
-        return _show_result(arguments, rounds.retry(arguments.stage))
+        return _show_result(arguments, rounds.retry(arguments.stage), rounds.open_registry().home)
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def _config(path: Path) -> RoundConfig:
     return read_config(path)
 
 
-def _show_result(arguments: argparse.Namespace, result: RoundResult | None) -> int:
+def _show_result(arguments: argparse.Namespace, result: RoundResult | None, home: Path) -> int:
     if result is None:
         print(json.dumps(None) if arguments.json else "No round is waiting to be resumed.")
         return PROMOTED
@@ -147,6 +147,10 @@ def _show_result(arguments: argparse.Namespace, result: RoundResult | None) -> i
         refused = ", ".join(gate.name for gate in result.gates if not gate.passed)
         reason = f"not passed: {refused}" if refused and result.status != "promoted" else result.reason
         say(f"Round {result.number} was {result.status} after {result.seconds:.0f} s, {reason}.")
+        for way in result.reason.splitlines()[1:]:
+            say(way)
+        if refused:
+            say(f"What each gate found and needs:  aligner-bootstrap gate explain --home {home}")
     return PROMOTED if result.status == "promoted" else REFUSED
 
 
@@ -187,7 +191,10 @@ def _abort(arguments: argparse.Namespace) -> int:
 
 def no_round(home: Path) -> str:
     """What is said of a registry that has seen no round, which may be another one than was meant."""
-    return f"No round was begun yet in {home}:  aligner-bootstrap round run --help"
+    return (
+        f"No round was begun yet in {home}:  aligner-bootstrap round run --help\n"
+        "Another registry is named by  --home FOLDER  or  export ALIGNER_HOME=FOLDER"
+    )
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:
@@ -235,3 +242,4 @@ def _lines(one: Round, home: Path) -> Iterator[str]:
     for gate in one.gates:
         if gate["decision"] != "promote":
             yield f"  {gate['name']}: {gate['decision']}, {gate['reason']}"
+    yield from (f"  {way}" for way in one.reason.splitlines()[1:])

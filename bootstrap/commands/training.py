@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,13 @@ def _add_devices(train: argparse.ArgumentParser) -> None:
     train.add_argument("--machine", type=int, default=0, help="of several machines, the rank of this one (default 0)")
 
 
+_LITTLE = 0.5
+"""Where fewer tokens than this share are right, an Aligner cannot even copy, which is most of what corrections are."""
+
+
 def _train(arguments: argparse.Namespace) -> int:
     require("train", "torch", "transformers", "trl", "peft", "accelerate")
-    from bootstrap.training_run import TrainingRun
+    from bootstrap.training_run import TrainingRun, dropped_line
 
     run = TrainingRun.from_arguments(arguments)
     if arguments.dry_run:
@@ -86,6 +91,22 @@ def _train(arguments: argparse.Namespace) -> int:
         run.join(arguments.machine)
         return 0
     trained = run.run(say=say, progress=True)
-    say(f"{trained['rows']} rows, {trained['keep_share']:.0%} of them right answers; dropped: {trained['dropped']}")
+    say(
+        f"{trained['rows']} rows, {trained['keep_share']:.0%} of them right answers; {dropped_line(trained['dropped'])}"
+    )
+    for line in _learned(trained["trainings"]["correction"].get("last_right")):
+        say(line)
     say(f"The Aligner is in {arguments.out}. To use it:\n\n  export ALIGNER_MODEL={arguments.out.absolute()}\n")
     return 0
+
+
+def _learned(right: float | None) -> Iterator[str]:
+    """How well the last rows of the training are known, and what to change where that is badly."""
+    if right is None:
+        return
+    yield f"In its last steps {right:.1%} of the corrections' tokens were right."
+    if right < _LITTLE:
+        yield (
+            "So it has learned too little to be of use. Ways out: more passes (--epochs, --warm-up-epochs), a higher rate "
+            "(--learning-rate 1e-3, say, for a tiny base that starts from nothing), more rows, or a base that was trained."
+        )

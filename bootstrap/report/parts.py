@@ -68,7 +68,8 @@ def criteria(states: Sequence[State], *, changes: Figures | None = None) -> str:
     """The share of answers that keeps each criterion, in each state, as a chart and a table.
 
     Args:
-        states: the states there are; the figure beside a row tells of all that have the style of the first one.
+        states: the states there are; the figure beside a row tells of all that have the style of the first one, and
+            where that is the first one alone, of the first and the last.
         changes: for each criterion the paired interval of its change, where that is known.
     """
     names = list(dict.fromkeys(name for state in states for name in dig(state.figures, "criteria") or {}))
@@ -95,8 +96,9 @@ def _criterion_row(states: Sequence[State], name: str) -> Row:
         for state in states
         if (value := state.criterion(name)) is not None
     ]
-    path = [in_percent(state.criterion(name)) for state in states if state.style == states[0].style]
-    return Row(name=short(name), dots=dots, figure=" → ".join(path))
+    alike = [state for state in states if state.style == states[0].style]
+    path = alike if len(alike) > 1 else states[:: max(1, len(states) - 1)]
+    return Row(name=short(name), dots=dots, figure=" → ".join(in_percent(state.criterion(name)) for state in path))
 
 
 def _criterion_in_words(states: Sequence[State], name: str) -> str:

@@ -167,7 +167,7 @@ def _kept_as_challenger(work: Work) -> str:
     if "evaluate_pair" not in work.folders:
         return ""
     number = aligner_stages.register(work).number
-    return f". It is kept as pair {number}; to serve it all the same:  aligner-bootstrap promote {number}"
+    return f".\nIt is kept as pair {number}; to serve it all the same:  aligner-bootstrap promote {number}"
 
 
 def _fail(ledger: Ledger, work: Work, stage: Stage, error: Exception) -> NoReturn:

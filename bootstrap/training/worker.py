@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from bootstrap.aligner_training import (
     aligner_rows,
     train_stages,
 )
-from bootstrap.files import replace_file, sync_tree, write_synced
+from bootstrap.files import file_sha256, replace_file, sync_tree, write_synced
 from bootstrap.journal import JOURNAL, STEPS, attempts, done_again, read_lines
 from bootstrap.pairs import Triple, manifest, read_pairs, read_triples
 from bootstrap.sft import merged, processes, quiet_network, shards
@@ -134,7 +135,7 @@ def _train_aligner(job: TrainingJob, part: Path, *, progress: bool) -> dict[str,
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         # Last, since its presence makes the folder an Aligner.
-        write_metadata(part, _metadata(job, settings, triples, rows))
+        write_metadata(part, _metadata(job, settings, triples, rows, version=_version(part)))
     return {"rows": trained.rows, "keep_share": trained.keep_share, "dropped": dict(trained.dropped)}
 
 
@@ -168,18 +169,18 @@ def _onto_whole_weights(adapted: Any, job: TrainingJob, settings: AlignerTrainin
 
 
 def _metadata(
-    job: TrainingJob, settings: AlignerTrainingSettings, triples: list[Triple], rows: AlignerRows
+    job: TrainingJob, settings: AlignerTrainingSettings, triples: list[Triple], rows: AlignerRows, *, version: str
 ) -> AlignerMetadata:
     digest, longest = manifest(triples)["sha256"], max(len(row.output) for row in rows.stages["correction"])
     if (job.base / FILE).is_file():
         known = read_metadata(job.base)
         # A threshold that was measured on the base says nothing of what came of it.
-        new: dict[str, Any] = {"version": digest[:12], "data_sha256": digest, "calibrations": {}}
+        new: dict[str, Any] = {"version": version, "data_sha256": digest, "calibrations": {}}
         return replace(known, longest_output=max(longest, known.longest_output), **new)
     template = get_template(settings.template)
     return AlignerMetadata(
         name="aligner",
-        version=digest[:12],
+        version=version,
         template=template.name,
         template_text=template.text,
         criteria=tuple(dict.fromkeys(name for triple in triples for name in triple.criteria)),
@@ -189,9 +190,16 @@ def _metadata(
     )
 
 
+def _version(folder: Path) -> str:
+    """Twelve digits of what the weights hash to: the same rows make another Aligner with other settings."""
+    weights = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return sha256(" ".join(weights).encode()).hexdigest()[:12]
+
+
 def _trainings(work: Path) -> dict[str, Any]:
     """Of each training below the work folder, by the name of its own: steps, last loss, and what it was resumed at.
 
+    `last_right` is the share of the tokens of the last steps that the model gave the most weight to, None for DPO.
     `resumed_at` and `again` have a number for each time that it went on: the step after which it did, and how many steps
     were done a second time.
     """
@@ -199,10 +207,12 @@ def _trainings(work: Path) -> dict[str, Any]:
     for path in sorted(work.glob(f"*/{JOURNAL}")):
         lines: list[Mapping[str, Any]] = list(read_lines(path))
         losses = [line["loss"] for line in lines if "loss" in line]
+        right = [line["mean_token_accuracy"] for line in lines if "mean_token_accuracy" in line]
         tries = attempts(path.with_name(STEPS))
         found[path.parent.name] = {
             "steps": lines[-1]["step"],
             "last_loss": losses[-1] if losses else None,
+            "last_right": right[-1] if right else None,
             "resumed_at": [one.begun for one in tries[1:]],
             "again": done_again(tries),
         }

@@ -70,6 +70,22 @@ def test_train_aligner_makes_a_folder_that_corrects(data: Path, base: Path, tmp_
     aligner.close()
 
 
+def test_a_training_says_how_much_was_learned_and_is_named_by_its_weights(
+    data: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--steps", "120", "--batch", "32", "--learning-rate", "1e-2")
+    told = {}
+    for name, options in (("little", ()), ("again", ()), ("more", more)):
+        assert train(data, base, tmp_path / name, *options) == 0
+        told[name] = capsys.readouterr().out
+    assert "learned too little to be of use. Ways out: more passes (--epochs" in told["little"]
+    assert "of the corrections' tokens were right" in told["more"]
+    assert "too little" not in told["more"]
+    little, again, better = (read_metadata(tmp_path / name) for name in told)
+    assert little.version == again.version != better.version
+    assert little.data_sha256 == better.data_sha256
+
+
 def test_train_aligner_with_adapters_writes_whole_weights(data: Path, base: Path, tmp_path: Path) -> None:
     assert train(data, base, tmp_path / "aligner", "--lora", "4") == 0
     assert (tmp_path / "aligner" / "model.safetensors").exists()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shlex
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from aligner_chain.exchange import Turn
+from aligner_chain.exchange import Correction, Exchange, Turn
+from bootstrap import CorrectionStore
 from bootstrap.cli import main
 from bootstrap.errors import ExportError
 from bootstrap.pairs import Filters, read_triples
@@ -221,6 +223,20 @@ def test_an_error_leaves_nothing(filled, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"):
         export(filled, tmp_path / "file" / "out")
+
+
+def test_a_filter_that_leaves_out_what_somebody_wants_says_how_to_keep_it(tmp_path, capsys):
+    store = CorrectionStore(tmp_path / "store.db")
+    key = next(str(n) for n in itertools.count() if split_of((), str(n)) == "train")
+    asked = Exchange(turns=(Turn(role="user", text="Where is it?"),), answer="I cannot help with that.", split_key=key)
+    store.append([Correction(exchange=asked, text="It is in Rome.", outcome="corrected")])
+    assert main(["pairs", "--store", str(store.path)]) == 0
+    told = capsys.readouterr().out
+    assert "1 left out: refusal flip" in told
+    assert main(["pairs", "--store", str(store.path), *shlex.split(told.split("leaves out:")[1])]) == 0
+    told = capsys.readouterr().out
+    assert "make 1 rows" in told
+    assert "--filter" not in told
 
 
 def test_the_commands(filled, tmp_path, capsys):

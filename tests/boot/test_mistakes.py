@@ -87,7 +87,9 @@ def test_a_demo_that_is_stopped_says_what_is_left(tmp_path: Path) -> None:
 def test_a_registry_without_a_round_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for typed in ("round list", "round status", "gate explain"):
         assert main([*typed.split(), "--home", str(tmp_path / "hoem")]) == 0
-        assert f"No round was begun yet in {tmp_path / 'hoem'}:" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert f"No round was begun yet in {tmp_path / 'hoem'}:" in told
+        assert "--home FOLDER" in told
 
 
 def test_data_that_is_not_there_is_told_before_the_base_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,31 @@ def test_an_adapter_is_no_base(config: RoundConfig, tmp_path: Path) -> None:
         run_round(replace(config, base_upstream=tmp_path / "adapter"))
 
 
+def written(config: RoundConfig, folder: Path, *, judge: str) -> Path:
+    """The `round.toml` of a short round."""
+    lines = {"store": config.store, "home": config.home, "base_upstream": config.base_upstream}
+    lines |= {"base_aligner": config.base_aligner, "judge": judge, "verifier": "micro:verify"}
+    settings = "".join(f'{name} = "{value}"\n' for name, value in lines.items()) + "least_pairs = 10\n"
+    tables = "[dpo]\nsteps = 1\nlora = false\n[answering]\nmax_new = 8\n[launcher]\nin_process = true\n"
+    file = folder / "round.toml"
+    file.write_text(
+        settings + tables + "[aligner]\nwarm_up = false\n[aligner.correction]\nsteps = 1\n", encoding="utf-8"
+    )
+    return file
+
+
+def test_a_refused_round_says_where_its_gates_are_explained(
+    config: RoundConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collect(config, micro.questions())
+    serve_base(config)
+    assert main(["round", "run", "--config", str(written(config, tmp_path, judge="micro:judge"))]) == 3
+    way = f"aligner-bootstrap gate explain --home {config.home}"
+    assert f"What each gate found and needs:  {way}\n" in capsys.readouterr().out
+    assert main(way.split()[1:]) == 0
+    assert "required" in capsys.readouterr().out
+
+
 def test_ctrl_c_says_how_to_go_on(
     config: RoundConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,12 +220,7 @@ def test_ctrl_c_says_how_to_go_on(
         "def judge(exchanges):\n    raise KeyboardInterrupt\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    file = tmp_path / "round.toml"
-    lines = {"store": config.store, "home": config.home, "base_upstream": config.base_upstream}
-    lines |= {"base_aligner": config.base_aligner, "judge": "interrupted_desk:judge", "verifier": "micro:verify"}
-    settings = "".join(f'{name} = "{value}"\n' for name, value in lines.items()) + "least_pairs = 10\n"
-    tables = "[dpo]\nsteps = 1\nlora = false\n[answering]\nmax_new = 8\n[launcher]\nin_process = true\n"
-    file.write_text(settings + tables, encoding="utf-8")
+    file = written(config, tmp_path, judge="interrupted_desk:judge")
     assert main(["round", "run", "--config", str(file)]) == 130
     told = capsys.readouterr().err
     assert "The round was broken off; what was served still is." in told

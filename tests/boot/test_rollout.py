@@ -434,7 +434,7 @@ def test_the_commands_and_the_key(
     assert f"Pair 1 is served again (aligner@1 on {server.url})." in capsys.readouterr().out
     assert server.authorised == {"Bearer sk-secret"}
     assert main(["registry", "list", *home]) == 0
-    assert f"rollback  pair 1: None with aligner@1 on {server.url}" in capsys.readouterr().out
+    assert f"rollback  pair 1: aligner@1 alone on {server.url}" in capsys.readouterr().out
     monkeypatch.setenv(KEY, "sk-other")
     assert main(["promote", "2", *home]) == 1
     err = capsys.readouterr().err

@@ -18,7 +18,7 @@ from bootstrap.cli import main
 from bootstrap.evaluation import share_gate, superiority_gate, wilson
 from bootstrap.registry import PairVersion, Registry
 from bootstrap.report import render_index, render_round, write_reports
-from bootstrap.report.parts import LONGEST
+from bootstrap.report.parts import LONGEST, State, criteria
 from bootstrap.rounds import STAGE_NAMES, Ledger, Round, RoundConfig
 from bootstrap.rounds.artifacts import write_corrections, write_rows
 from bootstrap.rounds.examples import Answered
@@ -284,6 +284,15 @@ def test_the_index_has_all_rounds_the_curve_and_what_was_served(book: Book) -> N
     assert "Rounds that promoted a pair 2 of 7" in text
     assert "Served pair, fully right 95 %" in text
     assert "pair 2, upstream@2 with aligner@2" in text
+
+
+def test_beside_a_criterion_stands_how_it_changed_where_the_upstream_is_not_trained_too() -> None:
+    before, after = ({"criteria": {"true": share}} for share in (0.5, 1.0))
+    old = State(name="alone, before", style="upstream", figures=before, hollow=True)
+    new = State(name="pair, after", style="aligner", figures=after)
+    assert "50 % → 100 %" in Page(criteria([old, new])).text
+    assert "50 % → 50 %" in Page(criteria([old, replace(old, name="alone, after"), new])).text
+    assert "→" not in Page(criteria([new])).text
 
 
 def test_no_round_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.serving import read_served
 from bootstrap.aligner_training import AlignerTrainingSettings
 from bootstrap.answering import Answering
+from bootstrap.cli import main
 from bootstrap.errors import NotEnoughPairsError, RegistryError, StageError
 from bootstrap.evaluation import GatePolicy
 from bootstrap.judges import RuleJudge
@@ -105,7 +106,9 @@ def test_a_candidate_that_is_no_better_is_refused_and_the_served_pair_stays(conf
     assert served.number == start.number
 
 
-def test_where_the_candidate_upstream_is_refused_the_aligner_alone_is_tried(config: RoundConfig) -> None:
+def test_where_the_candidate_upstream_is_refused_the_aligner_alone_is_tried(
+    config: RoundConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     collect(config)
     start, _ = register_start(config)
     result = run_round(replace(config, dpo=replace(config.dpo, learning_rate=1e-9, epochs=1.0)))
@@ -121,6 +124,10 @@ def test_where_the_candidate_upstream_is_refused_the_aligner_alone_is_tried(conf
     assert served is not None
     assert (served.number, kept.upstream) == (start.number, start.upstream)
     assert kept.aligner.number == 2
+    way = f"It is kept as pair {kept.number}; to serve it all the same:  aligner-bootstrap promote {kept.number}"
+    assert result.reason.splitlines()[1:] == [way]
+    assert main(["round", "status", "--home", str(config.home)]) == 0
+    assert f"  {way}\n" in capsys.readouterr().out
     [one] = Ledger(registry.database).rounds()
     assert one.result("evaluate_upstream").keys() >= {"before", "after"}
     assert one.result("regenerate")["answers"]

@@ -31,6 +31,7 @@ from bootstrap.training.configurations import divides_model, process_count
 from bootstrap.training.estimating import estimate_aligner, step_count
 from bootstrap.training.following import newest_line
 from bootstrap.training.presets import PRESETS, preset
+from bootstrap.training_run import dropped_line
 from bootstrap.upstream import LORA
 
 
@@ -243,6 +244,13 @@ def test_a_preset_trains(inputs: Path, tmp_path: Path) -> None:
     assert plan["settings"]["lora"]["r"] == 64
     assert plan["settings"]["keep_share"] == [0.2, 0.5]
     assert plan["settings"]["correction"]["learning_rate"] == 2e-4
+
+
+def test_what_was_dropped_is_said_in_words_and_how_to_keep_it() -> None:
+    assert dropped_line({"too long": 0, "to balance": 0}) == "dropped: none"
+    assert dropped_line({"too long": 2, "to balance": 0}) == "dropped: 2 too long"
+    told = "dropped: 2 too long, 31 to balance (--keep-share 0 1 keeps them)"
+    assert dropped_line({"too long": 2, "to balance": 31}) == told
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(

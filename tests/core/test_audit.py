@@ -183,6 +183,12 @@ def test_tokens_are_words_and_marks() -> None:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
+def test_a_refusal_that_became_the_right_answer_is_no_damage() -> None:
+    rows = [row("I cannot help with that.", "It is in Rome.")] * 2
+    found = audit({"ours": writing("It is in Rome.", "It is in Pisa.")}, rows).correctors["ours"]
+    assert found.edits.damage.by_check["refusal"].count == found.edits.damage.any.count == 1
+
+
 @pytest.mark.parametrize(
     ("known", "needs_nothing"),
     [
@@ -414,7 +420,19 @@ def test_without_json_it_is_a_table(traffic: Path, module: str, capsys: pytest.C
     lines = [line.split() for line in told.splitlines()]
     assert lines[0] == ["rule", "copy", "refuse"]
     assert ["now", "equal", "to", "the", "right", "one", "100.0", "%", "0.0", "%", "0.0", "%"] in lines
-    assert "no Aligner is served, so none is in this audit" in errors
+    assert "no Aligner is served, so none but those named takes part" in errors
+
+
+def test_what_failed_is_counted_by_error_and_no_column_grows(
+    traffic: Path, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"rule={module}:rule", f"down={module}:fragile", "--page", "audit.html"]
+    assert main(["check", "--audit", str(traffic), "--corrector", *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("Answers that failed, by error")
+    assert lines[at + 1].split() == ["RuntimeError", "0", "3", "0", "0"]
+    assert len({len(line) for line in lines if line.startswith("  ")}) == 1
+    assert "RuntimeError" in Path("audit.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

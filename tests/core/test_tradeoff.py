@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_the_table_says_why_a_gate_stays_shut() -> None:
     assert "confidence 0.95" in last
 
 
+@pytest.mark.parametrize(
+    ("good", "told"), [(lambda n: n < 40, True), (lambda n: n >= 40, False)], ids=["blind", "seeing"]
+)
+def test_a_score_that_is_no_better_than_chance_is_said(good: Callable[[int], bool], told: bool) -> None:
+    scores = [{"keep": n / 100} for n in range(100)]
+    rows = tradeoff.measure(scores, [good(n) for n in range(100)], alphas=[0.1], delta=0.05)
+    lines = list(tradeoff.describe(rows))
+    assert ("keep is not shown to tell good answers from bad ones: chance alone has an AUC of 0.5." in lines) is told
+
+
 def test_a_table_of_one_kind_only() -> None:
     rows = tradeoff.measure([{"keep": 0.2}] * 30, [False] * 30, alphas=[0.1], delta=0.05)
     head, _, line, _ = tradeoff.describe(rows)
@@ -176,7 +187,7 @@ def test_what_was_not_measured_is_not_stored(tmp_path: Path) -> None:
 
 def test_the_command_prints_the_trade_off(folder: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--aligner", str(folder), "--file", str(labelled)]) == 0
-    head, _, one, five, ten, _ = capsys.readouterr().out.splitlines()
+    head, _, one, five, ten, *_ = capsys.readouterr().out.splitlines()
     assert head.startswith("leave: 10 good and 40 bad answers, AUC ")
     assert one.endswith("the gate stays shut: 40 bad answers, 299 are needed")
     assert five.endswith("the gate stays shut: 40 bad answers, 59 are needed")
@@ -189,7 +200,9 @@ def test_a_threshold_is_written_and_said_in_json(
 ) -> None:
     options = ["--alpha", "0.05", "--delta", "0.04", "--write", "0.1", "--json"]
     assert main(["calibrate", "--aligner", str(folder), "--file", str(labelled), *options]) == 0
-    shut, opened = map(json.loads, capsys.readouterr().out.splitlines())
+    shown = capsys.readouterr()
+    shut, opened = map(json.loads, shown.out.splitlines())
+    assert shown.err == f"aligner-chain: written to {folder / 'aligner.json'}: leave {opened['threshold']:.7g}\n"
     assert (shut["alpha"], shut["threshold"], shut["needed"], shut["n_bad"]) == (0.05, None, 63, 40)
     assert (opened["aligner"], opened["upstream"], opened["criterion"]) == ("desk@3", "up@1", "leave")
     stored = read_metadata(folder).calibrations["leave"]
