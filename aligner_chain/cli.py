@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from aligner_chain.command_line import Parser, place_refused
 from aligner_chain.doctor import EXTRAS, describe, diagnose
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
-from aligner_chain.jsonl import exchange_of, lines, parsed, text_of
+from aligner_chain.jsonl import exchange_of, lines, parsed, standard_input, text_of
 from aligner_chain.proxy import command as proxy
 from aligner_chain.serving import resolve_aligner
 
@@ -98,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Loading a model draws bars on stderr, which is for what went wrong.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Half of a character, from an upstream's broken JSON, is told as JSON escapes it, and ends no command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(arguments.run(arguments))
     except AlignerError as error:
@@ -334,7 +338,7 @@ def _exchanges(arguments: argparse.Namespace) -> Iterator[Exchange]:
         return parsed(lines(arguments.file), str(arguments.file), exchange_of, "correct")
     if sys.stdin.isatty():
         raise ConfigurationError("Nothing to correct. Give --question and --answer, --file, or JSON lines on stdin.")
-    return parsed(sys.stdin, "stdin", exchange_of, "correct")
+    return parsed(standard_input(), "stdin", exchange_of, "correct")
 
 
 def _from_options(arguments: argparse.Namespace) -> Exchange:

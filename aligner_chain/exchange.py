@@ -24,8 +24,12 @@ _LONG = 1000
 """Words and marks from which on a text is compared by its sentences."""
 _VERY_LONG = 2000
 """Sentences from which on not even these are told apart."""
-_ENDS = frozenset(".!?:;")
-_PIECES = re.compile(r"\s+|\w+|[^\w\s]")
+_ENDS = frozenset(".!?:;。！？：；")
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Characters of scripts without spaces between words (Thai to Khmer, Japanese, Chinese): each is a piece of its own."""
+_PIECES = re.compile(rf"\s+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +210,7 @@ class Correction:
 
 
 def edits_between(before: str, after: str) -> tuple[Edit, ...]:
-    """The changes that turn `before` into `after`, by words, in order and without overlap.
+    """The changes that turn `before` into `after`, by words, in order and without overlap; by characters where no spaces part words.
 
     In a long text they are looked for sentence by sentence, and a passage of which little is left is one change.
     """

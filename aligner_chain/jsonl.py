@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
 from typing import TypeVar
@@ -15,14 +17,27 @@ from aligner_chain.exchange import Exchange, Turn
 
 T = TypeVar("T")
 
+_GZIP, _UTF_16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
+"""How files begin that are no text, or one as PowerShell's `>` writes it."""
+
 
 def lines(path: Path) -> Iterator[str]:
     """The lines of a file. Raises `ConfigurationError` where it cannot be read."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # a mark in front, as programs of Windows put it, is no text
             yield from file
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(unreadable(path, error)) from error
+
+
+def standard_input() -> Iterator[str]:
+    """The lines of stdin, as those of a file: UTF-8, whatever the locale makes of it. Raises `ConfigurationError` where it is none."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(unreadable("/dev/stdin", error)) from error
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError | UnicodeDecodeError) -> str:
@@ -32,8 +47,11 @@ def unreadable(path: str | os.PathLike[str], error: OSError | UnicodeDecodeError
         return f"There is no file {path}{where}. Check the path given."
     if isinstance(error, IsADirectoryError):
         return f"{path} is a folder. Give the file in it."
+    if isinstance(error, UnicodeDecodeError) and error.object.startswith(_GZIP):
+        return f"{path} is compressed. Unpack it first:  gunzip -c {quote(str(path))} > unpacked.jsonl"
     if isinstance(error, UnicodeDecodeError):
-        return f"{path} is not UTF-8 text ({error}). Convert it first:  iconv -f latin1 -t utf-8 {quote(str(path))} > utf8.jsonl"
+        found = "utf-16" if error.object.startswith(_UTF_16) else "latin1"
+        return f"{path} is not UTF-8 text ({error}). Convert it first:  iconv -f {found} -t utf-8 {quote(str(path))} > utf8.jsonl"
     return f"{path} cannot be read: {error.strerror or error}. Check the path given, and who may read it."
 
 
@@ -49,7 +67,7 @@ def parsed(
         if line.strip():
             try:
                 yield read(json.loads(line))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ConfigurationError(
                     f"{source}, line {number}: {error}. `{program} {command} --help` shows the form."
                 ) from error

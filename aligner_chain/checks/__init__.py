@@ -89,7 +89,7 @@ class Checks:
     names: Action = "warn"
     """Names in the question that the answer used."""
     script: Action = "keep"
-    """The script of most letters."""
+    """The script of most letters, and that no words of one that was not there slip in: "salt и pepper". Marks of one are a warning."""
     language: Action = "warn"
     """The language, for a few of Europe's."""
     length: Action = "warn"

@@ -121,7 +121,8 @@ def _json_damage(before: str, after: str, span: Range, name: str, *, scalars: bo
         had = markup.parsed_json(before)
     except ValueError:
         return
-    if not scalars and not isinstance(had, dict | list):
+    # A text in quotation marks is JSON by chance: a title, a motto. A number or a truth value is read by someone.
+    if isinstance(had, str) or not (scalars or isinstance(had, dict | list)):
         return
     try:
         has = markup.parsed_json(after)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import groupby, pairwise
 
 from aligner_chain.checks.comparison import Comparison, Damage, words
 
@@ -19,6 +20,21 @@ _SCRIPTS = (
 )  # fmt: skip
 """The first character of each run of characters, and the script of its letters. Japanese is Kana and Han together."""
 _FIRSTS = [first for first, _ in _SCRIPTS]
+
+_JOINING: Mapping[str, str] = {
+    "Cyrillic": "и а в на с о но или для",
+    "Han": "和 或 及 与 的 以及",
+    "Arabic": "و أو في",
+    "Greek": "για και να",
+    "Thai": "และ ของ",
+    "Hangul": "및",
+}
+"""Words that join others. Alone amid another script they are a model's slip, where any other word may be a name or an example."""
+_LETTERS_IN_A_ROW = re.compile(r"[^\W\d_]+")
+_APART = re.compile(r"[\s\d,，،、]*")
+"""What stands between a word and those that it joins."""
+_STRAY_MARK = re.compile(r"[A-Za-z0-9)*\"'’”][，。、；：！？．،؛।]")
+"""Marks of Chinese, Arabic and Hindi right behind what is Latin."""
 
 _FREQUENT: Mapping[str, str] = {
     "English": "the and is of to that it for with you are this have not from",
@@ -39,6 +55,8 @@ _LEFTOVERS = re.compile(
     r"##\s?(?:Question|Answer|Correction|Revision|Your_Revision)\s?:|\b(?:USER|ASSISTANT|SYSTEM)\s?:"
     r"|BEGINNING OF CONVERSATION|<\|[^|<>\n]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
     r"|^[ \t*#]{0,8}(?:Corrected|Revised|Improved) (?:answer|response|version)\b.{0,3}:"
+    r"|\bHere(?:['’]s| is) (?:the|a|an|my|your) (?:corrected|revised|improved|edited) (?:version of (?:the|your) )?(?:answer|response)\b"
+    r"|</?think(?:ing)?>"
     r"|Edit the following Question-Answer pair",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -56,13 +74,16 @@ _RUN_WORDS = 8
 
 
 def script(pair: Comparison) -> Iterator[Damage]:
-    """Most letters are not of a script that neither the answer nor the question is written in."""
+    """Most letters are not of a script that neither the answer nor the question is written in, and no word slips into one."""
     before, after, asked = (_scripts(text) for text in (pair.answer.text, pair.correction.text, pair.exchange.question))
-    if before.total() < _LETTERS or after.total() < _LETTERS:
-        return
-    [(name, _)] = after.most_common(1)
-    if before[name] < before.total() / 10 and asked[name] < asked.total() / 2:
+    least = min(before.total(), after.total())
+    name = next(iter(after.most_common(1)), ("", 0))[0]
+    if least >= _LETTERS and before[name] < before.total() / 10 and asked[name] < asked.total() / 2:
         yield Damage(message="the correction is in another script")
+    elif _slips(pair.correction.plain, after.keys() - _known(before + _scripts(pair.sources))):
+        yield Damage(message="words of another script slipped in")
+    if _STRAY_MARK.search(pair.correction.plain) and not _STRAY_MARK.search(f"{pair.answer.text}\n{pair.sources}"):
+        yield Damage(message="punctuation of another script slipped in", mild=True)
 
 
 def language(pair: Comparison) -> Iterator[Damage]:
@@ -114,9 +135,38 @@ def ending(pair: Comparison) -> Iterator[Damage]:
 def _scripts(text: str) -> Counter[str]:
     found = Counter[str]()
     for character, count in Counter(text).items():
-        if character.isalpha() and (name := _SCRIPTS[bisect_right(_FIRSTS, ord(character)) - 1][1]):
-            found["Han" if name == "Kana" else name] += count
+        if character.isalpha() and (name := _script_of(character)):
+            found[name] += count
     return found
+
+
+def _script_of(letter: str) -> str:
+    name = _SCRIPTS[bisect_right(_FIRSTS, ord(letter)) - 1][1]
+    return "Han" if name == "Kana" else name
+
+
+def _known(scripts: Mapping[str, int]) -> Collection[str]:
+    """Those scripts, and the one that belongs to any text of theirs: Korean may take up Chinese characters."""
+    return {*scripts, "Han"} if "Hangul" in scripts else set(scripts)
+
+
+def _slips(text: str, scripts: Collection[str]) -> bool:
+    """Whether a word of one of the scripts joins two of others, or has letters of Latin: "salt и pepper", "оf"."""
+    runs = list(_runs(text)) if scripts else []
+    for (before, _, ends), (name, start, end), (after, starts, _) in zip(runs, runs[1:], runs[2:], strict=False):
+        alone = name in scripts and name not in (before, after) and text[start:end] in _JOINING.get(name, "").split()
+        if alone and _APART.fullmatch(text, ends, start) and _APART.fullmatch(text, end, starts):
+            return True
+    pairs = ({one[0], other[0]} for one, other in pairwise(runs) if one[2] == other[1])
+    return "Cyrillic" in scripts and {"Cyrillic", "Latin"} in pairs
+
+
+def _runs(text: str) -> Iterator[tuple[str, int, int]]:
+    """The script of letters in a row, and where they begin and end."""
+    for word in _LETTERS_IN_A_ROW.finditer(text):
+        start = word.start()
+        for name, letters in groupby(word[0], _script_of):
+            yield name, start, (start := start + len(list(letters)))
 
 
 def _language(text: str, *, least: int = _LETTERS) -> str:

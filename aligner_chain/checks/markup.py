@@ -42,7 +42,10 @@ class Table(Span):
 
 _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*\Z")
 _INLINE = re.compile(r"(?<!`)(`{1,2})(?!`)([^`\n]+)\1(?!`)")
-_URL = re.compile(r"""(?:\b(?:https?|ftp)://|\bwww\.)[^\s<>"`|\\^{}]+""", re.IGNORECASE)
+# In Chinese and Japanese no space stands around an address: a letter may come right before it, and marks right behind.
+_URL = re.compile(
+    r"""(?<![a-z0-9_])(?:(?:https?|ftp)://|www\.)[^\s<>"`|\\^{}，。、；：！？（）「」『』【】《》“”]+""", re.IGNORECASE
+)
 _TARGET = re.compile(r"\[[^\[\]\n]{0,500}\]\(\s{0,9}<?([^\s()<>\[\]]{1,2000})")
 _QUOTED = re.compile('"([^"\n]{1,1000})"|“([^“”\n]{1,1000})”|«([^«»\n]{1,1000})»|„([^„“”\n]{1,1000})[“”]')
 _MARK = re.compile(r"\[(\d{1,3}(?:\s?[,;–-]\s?\d{1,3}){0,20}|\^?[\w-]{1,20})\]")

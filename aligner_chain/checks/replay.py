@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,9 +11,8 @@ from typing import Any
 from aligner_chain.checks import CHECKS, Checks
 from aligner_chain.checks.comparison import Comparison
 from aligner_chain.checks.facts import fates
-from aligner_chain.errors import ConfigurationError
 from aligner_chain.exchange import Correction, Exchange, Turn, edits_between
-from aligner_chain.jsonl import unreadable
+from aligner_chain.jsonl import lines, parsed
 
 LOSSES = ("code", "links", "json")
 """What a served answer must never have lost."""
@@ -95,20 +93,7 @@ def recorded(path: Path) -> Iterator[Correction]:
     A line holds "answer" and "correction", and where they are known "question", "context" (passages) and "criteria"
     (those that were broken); what else it holds is passed over.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _parsed(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(unreadable(path, error)) from error
-
-
-def _parsed(line: str, where: str) -> Correction:
-    try:
-        return _correction(json.loads(line))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigurationError(f"{where}: {error}. `aligner-chain check --help` shows the form.") from error
+    yield from parsed(lines(path), str(path), _correction, "check")
 
 
 def _correction(row: object) -> Correction:

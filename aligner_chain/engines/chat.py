@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextvars
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.engines.base import Generation, Request
 from aligner_chain.engines.text import TextEngine, exchange_of
-from aligner_chain.errors import UnreadableCorrectionError
+from aligner_chain.errors import IncompleteCorrectionError, UnreadableCorrectionError
 from aligner_chain.exchange import Usage
 
 if TYPE_CHECKING:
@@ -39,12 +40,22 @@ Change as little as possible: copy everything that is right word for word, keep 
 facts of your own. Never explain your changes."""
 
 
+_VERDICT = re.compile(r"[*_`#: ]*(KEEP|FIX)[*_`:. ]*")
+_THOUGHTS = re.compile(r".*?</think(?:ing)?>", re.DOTALL)
+"""Of a server that leaves them in the text; the mark that opens them is often a part of the prompt."""
+_FENCED = re.compile(r"```(?:text|txt|plaintext|markdown|md)?[ \t]*\r?\n(.*)\n```", re.DOTALL)
+_ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status")
+_BROKEN_OFF = frozenset({"length", "max_tokens", "content_filter", "incomplete"})
+"""By which a reply says why it ended, and what it says where that is not its end: each provider has its own words."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What a chat model wrote, and the tokens that it says it took."""
+    """What a chat model wrote, the tokens that it says it took, and whether it says that it was broken off."""
 
     text: str
     usage: Usage = field(default_factory=Usage)
+    broken_off: bool = False
 
 
 class ChatEngine(TextEngine):
@@ -83,7 +94,9 @@ def _of_langchain(model: Any, payloads: Sequence[str]) -> list[_Reply | Exceptio
 
 def _said(reply: Any) -> _Reply:
     """A message of a chat model, or the text that a chain makes of it."""
-    return _Reply(str(reply)) if isinstance(reply, str) else _Reply(str(reply.text), _usage(reply))
+    if isinstance(reply, str):
+        return _Reply(str(reply))
+    return _Reply(str(reply.text), _usage(reply), _breaks_off(reply.response_metadata))
 
 
 def _usage(reply: Any) -> Usage:
@@ -99,7 +112,8 @@ def _of_llama_index(model: Any, payloads: Sequence[str]) -> list[_Reply | Except
         system = ChatMessage(role=MessageRole.SYSTEM, content=INSTRUCTIONS)
         try:
             said = model.chat([system, ChatMessage(role=MessageRole.USER, content=payload)])
-            return _Reply(str(said.message.content or ""))
+            ends = [said.raw, *(_field(said.raw, "choices") or ())[:1]]
+            return _Reply(str(said.message.content or ""), broken_off=any(map(_breaks_off, ends)))
         except Exception as error:  # noqa: BLE001  A provider raises anything; it belongs to this answer alone.
             return error
 
@@ -107,6 +121,14 @@ def _of_llama_index(model: Any, payloads: Sequence[str]) -> list[_Reply | Except
         # The caller's context goes along, so that the model's spans belong to the caller's trace.
         running = [pool.submit(contextvars.copy_context().run, reply, payload) for payload in payloads]
         return [call.result() for call in running]
+
+
+def _breaks_off(told: object) -> bool:
+    return any(str(_field(told, name)).lower() in _BROKEN_OFF for name in _ENDS)
+
+
+def _field(told: Any, name: str) -> Any:
+    return told.get(name) if isinstance(told, Mapping) else getattr(told, name, None)
 
 
 def _payload(request: Request) -> str:
@@ -123,21 +145,55 @@ def _read(request: Request, reply: _Reply | Exception) -> Generation | Exception
     """The chat model's reply as a generation."""
     if isinstance(reply, Exception):
         return reply
-    answer, text = exchange_of(request).answer, reply.text.strip()
-    verdict, _, correction = text.partition("\n")
-    if text == "KEEP":
-        return Generation(key=request.key, text=answer, approved=True, usage=reply.usage)
-    if verdict.strip() != "FIX":
-        return Generation(key=request.key, error=_unreadable(verdict), usage=reply.usage)
+    answer, text = exchange_of(request).answer, _bare(_behind_thoughts(reply.text))
     # The whitespace around an answer is no part of what the chat model was asked to judge.
     core = answer.strip()
     before, _, after = answer.partition(core)
-    corrected = f"{before}{correction.strip()}{after}" if correction.strip() else ""
-    return Generation(key=request.key, text=corrected, usage=reply.usage)
+    verdict, correction = _parts(text)
+    if verdict == "KEEP" and correction in ("", core):
+        return Generation(key=request.key, text=answer, approved=True, usage=reply.usage)
+    if verdict != "FIX":
+        return Generation(key=request.key, error=_unreadable(text), usage=reply.usage)
+    if reply.broken_off:
+        return Generation(key=request.key, error=_incomplete(), usage=reply.usage)
+    correction = correction if core.startswith("```") else _bare(correction)
+    return Generation(key=request.key, text=f"{before}{correction}{after}" if correction else "", usage=reply.usage)
 
 
-def _unreadable(verdict: str) -> UnreadableCorrectionError:
+def _parts(text: str) -> tuple[str, str]:
+    """The verdict, bare of the marks of Markdown that many models put around it, and what follows; or "" and the text."""
+    first, _, rest = text.partition("\n")
+    verdict = _VERDICT.fullmatch(first.strip())
+    return (verdict[1], rest.strip()) if verdict else ("", text)
+
+
+def _behind_thoughts(reply: str) -> str:
+    thoughts = None if _parts(reply.strip())[0] else _THOUGHTS.match(reply)
+    return reply[thoughts.end() if thoughts else 0 :].strip()
+
+
+def _bare(text: str) -> str:
+    """The text without a fence that a model put around all of it."""
+    fenced = _FENCED.fullmatch(text)
+    return fenced[1].strip() if fenced and "```" not in fenced[1] else text
+
+
+def _unreadable(text: str) -> UnreadableCorrectionError:
+    verdict = text.partition("\n")[0][:60]
+    said = (
+        "says KEEP and goes on with another text than the answer"
+        if _parts(text)[0]
+        else f"starts with {verdict!r} and not with KEEP or FIX alone on a line"
+    )
     return UnreadableCorrectionError(
-        f"The chat model's reply starts with {verdict[:60]!r} and not with KEEP or FIX alone on a line. It does not "
-        "follow the instructions well enough to correct: use a stronger one, or a trained Aligner."
+        f"The chat model's reply {said}. It does not follow the instructions well enough to correct: use a stronger one, or "
+        "a trained Aligner."
+    )
+
+
+def _incomplete() -> IncompleteCorrectionError:
+    return IncompleteCorrectionError(
+        "The chat model's reply was broken off by its provider, and half a correction is never served. Ways out: a greater "
+        "max_tokens of the chat model, a shorter answer from the upstream, or a trained Aligner; "
+        'on_error="pass_through" serves such an answer as it is.'
     )

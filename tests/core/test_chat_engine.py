@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,13 @@ from pydantic import Field
 from aligner_chain import Aligner, Exchange, Turn
 from aligner_chain.engines.base import Request, Sampling
 from aligner_chain.engines.chat import ChatEngine
-from aligner_chain.errors import CapabilityError, CorrectionTimeoutError, EngineError, UnreadableCorrectionError
+from aligner_chain.errors import (
+    CapabilityError,
+    CorrectionTimeoutError,
+    EngineError,
+    IncompleteCorrectionError,
+    UnreadableCorrectionError,
+)
 from aligner_chain.exchange import Usage
 
 WRONG = Exchange.of("Return?", "  Within 90 days.\n")
@@ -60,6 +67,55 @@ def test_replies_that_follow_the_protocol() -> None:
     assert corrected("FIX\nWithin 90 days.").outcome == "approved"
     assert corrected("FIX\n").outcome == "kept"
     assert corrected("FIX\nFirst.\n\nKEEP").text == "  First.\n\nKEEP\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome", "text"),
+    [
+        ("**KEEP**", "approved", WRONG.answer),
+        ("KEEP.", "approved", WRONG.answer),
+        ("KEEP\n\nWithin 90 days.", "approved", WRONG.answer),
+        ("<think>\nKEEP or FIX?\n</think>\n\nKEEP", "approved", WRONG.answer),
+        ("It says 90 days.\n</think>\nFIX\nWithin 30 days.", "corrected", "  Within 30 days.\n"),
+        ("**FIX**\nWithin 30 days.", "corrected", "  Within 30 days.\n"),
+        ("FIX:\n\nWithin 30 days.", "corrected", "  Within 30 days.\n"),
+        ("FIX\n```\nWithin 30 days.\n```", "corrected", "  Within 30 days.\n"),
+        ("```text\nFIX\nWithin 30 days.\n```", "corrected", "  Within 30 days.\n"),
+        ("FIX\n```python\n30\n```", "corrected", "  ```python\n30\n```\n"),
+    ],
+)
+def test_what_models_put_around_a_reply_is_no_part_of_it(reply: str, outcome: str, text: str) -> None:
+    correction = corrected(reply)
+    assert (correction.outcome, correction.text) == (outcome, text)
+
+
+def test_a_fence_of_the_answer_stays() -> None:
+    fenced = Exchange.of("How?", "```\nx = 1\n```")
+    assert corrected("FIX\n```\nx = 2\n```", fenced).text == "```\nx = 2\n```"
+
+
+def test_a_correction_that_names_the_mark_of_thoughts_stays_whole() -> None:
+    marked = Exchange.of("What ends it?", "It is </think>")
+    assert corrected("FIX\nIt ends with </think>\nFIX", marked).text == "It ends with </think>\nFIX"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"finish_reason": "length"},
+        {"finish_reason": "MAX_TOKENS"},
+        {"stop_reason": "max_tokens"},
+        {"status": "incomplete"},
+    ],
+)
+def test_half_a_correction_is_never_served(told: dict[str, str]) -> None:
+    model = GenericFakeChatModel(
+        messages=iter([AIMessage(text, response_metadata=told) for text in ("FIX\nWithin", "KEEP")])
+    )
+    cut, kept = (Aligner.from_chat_model(model).correct([WRONG])[0] for _ in range(2))
+    assert (cut.outcome, cut.text) == ("failed", WRONG.answer)
+    assert isinstance(cut.error, IncompleteCorrectionError)
+    assert kept.outcome == "approved"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +239,7 @@ class Desk(CustomLLM):
 
     asked: list[str] = Field(default_factory=list)
     name: str = "unknown"
+    raw: Any = None
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -192,7 +249,7 @@ class Desk(CustomLLM):
         self.asked.append(prompt)
         if "raise" in prompt:
             raise ConnectionError("the line is down")
-        return CompletionResponse(text="FIX\nWithin 30 days." if "90 days" in prompt else "KEEP")
+        return CompletionResponse(text="FIX\nWithin 30 days." if "90 days" in prompt else "KEEP", raw=self.raw)
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -214,3 +271,10 @@ def test_a_model_of_llama_index_corrects_too() -> None:
 def test_a_model_of_llama_index_is_named() -> None:
     assert Aligner.from_chat_model(Desk(name="desk-1")).identity == "desk-1@chat"
     assert Aligner.from_chat_model(Desk()).identity == "Desk@chat"
+
+
+@pytest.mark.parametrize("raw", [{"choices": [{"finish_reason": "length"}]}, SimpleNamespace(stop_reason="max_tokens")])
+def test_half_a_correction_of_a_model_of_llama_index_is_never_served(raw: Any) -> None:
+    [cut] = Aligner.from_chat_model(Desk(raw=raw)).correct([WRONG])
+    assert (cut.outcome, cut.text) == ("failed", WRONG.answer)
+    assert isinstance(cut.error, IncompleteCorrectionError)

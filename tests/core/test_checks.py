@@ -75,6 +75,11 @@ CAUGHT: list[tuple[str, str, str, dict[str, Any]]] = [
     ("numbers", "It weighs about 12 kg in all.", "It weighs about in all.", {}),
     ("names", "Ask Priya at the desk.", "Ask at the desk.", {"question": "Where is Priya today?"}),
     ("script", "It is not possible to return it.", "無法退回這個產品因為已經超過了退貨的期限請您諒解謝謝", {}),
+    ("script", "Add salt and pepper.", "Add salt, и pepper.", {}),
+    ("script", "Add salt and pepper.", "Add salt和pepper, please.", {}),
+    ("script", "It was fine in the 1960s and 1970s.", "It was good in the 1960s и 1970s, they say.", {}),
+    ("script", "Add salt and pepper.", "Add a pіnch of salt.", {}),
+    ("script", "Salz und Pfeffer nach Belieben dazu.", "Salz และ Pfeffer nach Belieben dazu.", {}),
     (
         "language",
         LONG,
@@ -88,6 +93,10 @@ CAUGHT: list[tuple[str, str, str, dict[str, Any]]] = [
     ("leftovers", "It is free.", "Corrected answer: It is not free.", {}),
     ("leftovers", "It is free.", "It is not free. ASSISTANT:", {}),
     ("leftovers", "It is free.", "It is not free.<|im_end|>", {}),
+    ("leftovers", "It is free.", "Sure! Here's the revised answer: It is not free.", {}),
+    ("leftovers", "It is free.", "<think>Is it?</think>\nIt is not free.", {}),
+    ("links", "详情见https://example.com/a。三十天内可退。", "三十天内可退。", {}),
+    ("json", "42", "It is 42.", {}),
     ("repetition", "It is free for all.", "It is not free for anyone at all. " * 12, {}),
     ("repetition", "It is free.", "It is a" + "a" * 60, {}),
     ("ending", "It is free for all of you.", "It is not free for", {}),
@@ -109,6 +118,15 @@ PASSED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("citations", "nums = [1]\nreturn nums[0]", "nums = [0]\nreturn nums", {}),
     ("json", '{"a": 1, "b": [2]}', '{"a": 3, "b": []}', {}),
     ("json", "It is 5.", "It is 6.", {}),
+    ("json", '"Sweet Memories at Every Scoop"', "Sweet Memories, One Scoop at a Time", {}),
+    (
+        "links",
+        "见 https://example.com/a、https://example.com/b。",
+        "见 https://example.com/b，https://example.com/a。",
+        {},
+    ),
+    ("links", "详情见https://example.com/a。三十天。", "详情见https://example.com/a，九十天。", {}),
+    ("leftovers", "It is x.", "Here is the corrected code: it is y.", {}),
     ("tables", TABLE, TABLE.replace("9", "8"), {}),
     ("tables", TABLE, TABLE.replace("| large | 9 |", "| large | 9 |\n| huge | 12 |"), {}),
     ("numbers", "The fee is 12 euros, due at once.", "The fee is 15 euros, due at once.", {}),
@@ -117,6 +135,14 @@ PASSED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("names", "Ask Priya at the desk.", "Ask PRIYA at home.", {"question": "Where is Priya today?"}),
     ("names", "What a day at the desk.", "A day at the desk.", {"question": "What now?"}),
     ("script", "It is not possible to return it.", "你好 means hello to all who speak it.", {}),
+    ("script", "Shuri Castle is in Naha.", "Shuri Castle (首里城) is in Naha, on Okinawa.", {}),
+    ("script", "The kanji wa means peace.", "The kanji 和 (wa) means peace and harmony.", {}),
+    ("script", "Say khleb i maslo for it.", "Say it in Russian: хлеб и масло, thank you.", {}),
+    ("script", "The area of it is 2 * r.", "The area is πr², with Δr in μm and α for the angle.", {}),
+    ("script", "Это стоит 5 евро за штуку.", "Это IT-услуга и стоит 5 евро за штуку.", {"question": "Кто это?"}),
+    ("script", "Это наш ИТ-отдел, он работает.", "Это наш ITшник, он работает.", {"question": "Кто это?"}),
+    ("script", "이것은 A 또는 B입니다.", "이것은 A 和 B입니다.", {}),
+    ("script", "Add salt and pepper.", "Add Salt и Pepper.", {"context": ("The band is called Salt и Pepper.",)}),
     (
         "script",
         "It is not at all possible to return it.",
@@ -255,6 +281,17 @@ def test_reasons_count_and_messages_hold_no_text() -> None:
         "https://a.example/one",
         "https://a.example/two",
     ]
+
+
+def test_punctuation_of_another_script_is_a_warning() -> None:
+    served = Checks()(written("Dry it, fold it and store it.", "Dry it，fold it and store it。"))
+    assert served.outcome == "corrected"
+    assert [(one.check, one.action) for one in served.findings] == [("script", "warn")]
+    for answer, text in (
+        ("请打开Word，然后保存。", "请打开Excel，然后保存。"),
+        ("It is dry.", "It is dry, and 折疊。"),
+    ):
+        assert Checks()(written(answer, text)).findings == ()
 
 
 def test_fewer_keys_of_json_are_a_warning() -> None:

@@ -180,6 +180,40 @@ def test_a_broken_line_is_named_before_a_model_is_loaded(
     assert said in shown.err
 
 
+def test_a_mark_before_the_text_is_no_part_of_it(
+    aligner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"question": "?", "answer": "Yes.", "correction": "Yes."}\n', encoding="utf-8-sig")
+    assert main(["check", "--replay", str(path)]) == 0
+    path.write_text('{"question": "?", "answer": "Yes."}\n', encoding="utf-8-sig")
+    assert main(["correct", "--aligner", str(aligner), "--file", str(path)]) == 0
+    assert capsys.readouterr().out.endswith("\nNo.\n")
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "POSIX"])
+def test_stdin_is_utf_8_whatever_the_locale_makes_of_it(aligner: Path, locale: str) -> None:
+    """A container's locale lets Python take any byte for text, which then would be corrected as it is not."""
+    command = [sys.executable, "-m", "aligner_chain.cli", "correct", "--aligner", str(aligner), "--json"]
+    row = '{"question": "Größe?", "answer": "Yes."}\n'
+    environment = {**os.environ, "LC_ALL": locale}
+    marked, latin = (
+        subprocess.run(command, input=row.encode(code), capture_output=True, env=environment, timeout=120, check=False)
+        for code in ("utf-8-sig", "latin-1")
+    )
+    assert (marked.returncode, json.loads(marked.stdout)["text"]) == (0, "No.")
+    assert (latin.returncode, latin.stdout) == (2, b"")
+    assert b"/dev/stdin is not UTF-8 text" in latin.stderr
+
+
+def test_half_a_character_ends_no_command(aligner: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    half = f"{'Yes ' * WINDOW}\ud83d"
+    path.write_text(json.dumps({"question": "?", "answer": half}) + "\n", encoding="utf-8")
+    assert main(["correct", "--aligner", str(aligner), "--file", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["text"] == half
+
+
 def test_what_is_no_json_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text("question,answer\n", encoding="utf-8")

@@ -41,6 +41,26 @@ def test_edits_are_by_words_and_as_few_as_can_be() -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "edit"),
+    [
+        ("今天的会议在三点开始", "今天的会议在四点开始", Edit(start=6, end=7, before="三", after="四")),
+        ("送料は無料です。", "送料は有料です。", Edit(start=3, end=4, before="無", after="有")),
+        ("ราคา30บาท", "ราคา90บาท", Edit(start=4, end=6, before="30", after="90")),
+        ("제품은 30일 안에", "제품은 90일 안에", Edit(start=4, end=7, before="30일", after="90일")),
+    ],
+    ids=["Chinese", "Japanese", "Thai", "Korean"],
+)
+def test_where_no_spaces_part_words_edits_are_by_characters(before: str, after: str, edit: Edit) -> None:
+    assert edits_between(before, after) == (edit,)
+
+
+def test_a_long_chinese_text_is_compared_by_its_sentences() -> None:
+    before = "".join(f"第{number}条规则在三十天内有效。" for number in range(200))
+    edits = edits_between(before, before.replace("第7条规则在三十天", "第7条规则在九十天"))
+    assert [(edit.before, edit.after) for edit in edits] == [("三", "九")]
+
+
+@pytest.mark.parametrize(
     ("before", "after", "most"),
     [
         ("It never rains here, as you know. " * 500, "It never rains here, as you know. " * 499 + "No.", 2),

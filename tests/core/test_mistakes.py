@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shlex
 import sys
 from collections.abc import Callable
@@ -153,12 +154,23 @@ def test_what_is_misspelt_is_answered_with_what_is_near(
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("none.jsonl", "There is no file none.jsonl in "), (".", ". is a folder."), ("latin.jsonl", "is not UTF-8 text")],
+    [
+        ("none.jsonl", "There is no file none.jsonl in "),
+        (".", ". is a folder."),
+        ("latin.jsonl", "is not UTF-8 text"),
+        ("latin.jsonl", "iconv -f latin1 "),
+        ("wide.jsonl", "iconv -f utf-16 "),
+        ("packed.jsonl.gz", "gunzip -c packed.jsonl.gz"),
+        ("deep.jsonl", "deep.jsonl, line 1: maximum recursion depth"),
+    ],
 )
 def test_a_file_that_cannot_be_read_says_why(
     name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"question": "Größe?"}'.encode("latin-1"))
+    (tmp_path / "wide.jsonl").write_bytes('{"question": "Größe?"}'.encode("utf-16"))
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(b'{"question": "?"}'))
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000, encoding="utf-8")
     assert main(["correct", "--file", name]) == 2
     shown = capsys.readouterr().err
     assert told in shown

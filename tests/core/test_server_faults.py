@@ -22,6 +22,7 @@ from aligner_chain import Aligner, Exchange
 from aligner_chain.cli import main
 from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.engines.server import ServerOptions
+from aligner_chain.engines.server.completions import Answer
 from aligner_chain.engines.server.endpoints import BREAK_AFTER
 from aligner_chain.engines.server.wire import KEY
 from aligner_chain.errors import (
@@ -144,6 +145,19 @@ def test_nonsense_is_an_error_that_says_so(connect: Any, server: CompletionsServ
     assert isinstance(correction.error, ServerError)
     assert "It works!" in str(correction.error)
     assert "/v1" in str(correction.error)
+
+
+def test_what_is_null_in_an_answer_is_nothing() -> None:
+    answer = Answer()
+    for said in (
+        {"error": None, "choices": [{"text": "Yes", "logprobs": None, "token_ids": [5], "finish_reason": None}]},
+        {"choices": [{"text": None, "token_ids": None, "finish_reason": "stop"}], "usage": None},
+        {"choices": None, "usage": {"completion_tokens_details": {"accepted_prediction_tokens": 2}}},
+    ):
+        answer.add(said, "token_ids")
+    assert (answer.ids, answer.text, answer.finish, answer.accepted) == ([5], "Yes", "stop", 2)
+    with pytest.raises(ServerError, match="broke off: too long"):
+        answer.add({"error": {"message": "too long", "code": 400}}, "token_ids")
 
 
 def test_a_server_that_hangs_is_given_up(connect: Any, server: CompletionsServer) -> None:

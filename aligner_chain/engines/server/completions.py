@@ -109,10 +109,11 @@ class Answer:
     def add(self, said: Any, where: Literal["token_ids", "logprobs", ""], prompt: Sequence[int] = ()) -> list[int]:
         """Takes in a response or an event, and returns the ids that are new. Raises `ServerError` for what is neither."""
         try:
-            if "error" in said:
+            if said.get("error"):
                 raise _refused(said["error"])
             self.accepted += _accepted(said.get("usage"))
-            return [token for choice in said["choices"][:1] for token in self._choice(choice, where, prompt)]
+            # Servers in Go write null for a list without elements, as in the event that tells the usage.
+            return [token for choice in (said["choices"] or ())[:1] for token in self._choice(choice, where, prompt)]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise unreadable(said) from error
 
