@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -24,6 +25,8 @@ _LONG = 1000
 """Words and marks from which on a text is compared by its sentences."""
 _VERY_LONG = 2000
 """Sentences from which on not even these are told apart."""
+_MANY_PAIRS = 50_000
+"""Pairs of equal words from which on only seldom ones are looked for: a thousand words of prose have a tenth of that."""
 _ENDS = frozenset(".!?:;。！？：；")
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -247,9 +250,16 @@ def _changes(old: Sequence[str], new: Sequence[str]) -> Iterator[Change]:
 def _differing(old: Sequence[str], new: Sequence[str]) -> list[Change]:
     if max(len(old), len(new)) > _VERY_LONG:
         return _middle(old, new)
-    # Without guesses at what is junk: in an answer the same word is often right many times.
-    opcodes = difflib.SequenceMatcher(None, old, new, autojunk=max(len(old), len(new)) > _LONG).get_opcodes()
+    # Without guesses at what is junk: in an answer the same word is often right many times. But one that goes round in
+    # circles would take seconds.
+    guess = max(len(old), len(new)) > _LONG or _equal_pairs(old, new) > _MANY_PAIRS
+    opcodes = difflib.SequenceMatcher(None, old, new, autojunk=guess).get_opcodes()
     return [(i, k, j, m) for tag, i, k, j, m in opcodes if tag != "equal"]
+
+
+def _equal_pairs(old: Sequence[str], new: Sequence[str]) -> int:
+    counts = Counter(piece for piece in old if not piece.isspace())
+    return sum(counts[piece] for piece in new)
 
 
 def _middle(old: Sequence[str], new: Sequence[str]) -> list[Change]:

@@ -74,8 +74,8 @@ class OwnTemplate(CorrectionTemplate):
         if not ids or ids[0] != fix:
             raise UnreadableCorrectionError(
                 f"The output starts with {tokenizer.convert_ids_to_tokens(list(ids[:1]))} and not with {KEEP} or {FIX}. "
-                "The model was probably not trained for aligner-chain/1: name its own template with template=, or train "
-                "it with aligner-bootstrap train-aligner."
+                "The model was probably not trained for aligner-chain/1, or too little: name its own template with "
+                "template=, or train it with aligner-bootstrap train-aligner."
             )
         plain = plain_text(tokenizer)
         text, *criteria = _split(ids[1:], plain.added[BROKEN])
