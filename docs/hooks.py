@@ -1,8 +1,10 @@
-"""What the site adds to the pages as they stand: the help of every command."""
+"""What the site changes in the pages as they stand: it adds the help of every command, and leaves out what only tests read."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +12,25 @@ import aligner_chain.cli
 import bootstrap.cli
 
 PLACE = "<!-- commands -->"
+CODE = re.compile(r"<(pre|code)\b.*?</\1>", re.DOTALL)
+UNREAD = re.compile(r"```|^ *(?:\?\?\?|!!!)\+? \w|^#{1,6} ", re.MULTILINE)
+"""Marks of Markdown that a reader sees only where the page could not be read."""
+
+_LOG = logging.getLogger("mkdocs.hooks")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs with each page."""
-    return markdown.replace(PLACE, "\n".join(commands()))
+    # A second word behind a fence ends all Markdown there: the rest of the page came out as it is written.
+    return markdown.replace("```python notest", "```python").replace(PLACE, "\n".join(commands()))
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Called by MkDocs with each page as HTML; a warning fails the build."""
+    text = re.sub(r"<[^>]+>", "", CODE.sub("", html))
+    if unread := UNREAD.search(text):
+        _LOG.warning("%s has Markdown that was not read: %r", page.file.src_uri, text[unread.start() :][:80])
+    return html
 
 
 def commands() -> Iterator[str]:

@@ -6,6 +6,7 @@ Most pages have a test of their own beside the subject; `ELSEWHERE` names those.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,6 +44,14 @@ COMMAND = re.compile(
 def test_every_page_with_examples_is_run_by_a_test() -> None:
     with_examples = {page.name for page in PAGES if examples(page)}
     assert with_examples == ELSEWHERE | set(HERE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_site_can_read_every_fence(page: Path) -> None:
+    """One with a second word it takes for text, and so all that follows."""
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    fences = re.findall(r"^ *```.*$", hooks["on_page_markdown"](page.read_text(encoding="utf-8")), re.MULTILINE)
+    assert [one for one in fences if not re.fullmatch(r" *```\w*", one)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
