@@ -29,11 +29,12 @@ from aligner_chain.bench.models import new_model
 from aligner_chain.checkpoint import AlignerMetadata
 from aligner_chain.engines.base import Request
 from aligner_chain.engines.huggingface import HuggingFaceEngine
+from aligner_chain.policy import Inspection
 from aligner_chain.templates import get_template, prepare_tokenizer
 
 TOKENS, PIECE, QUESTION = 256, 4, 80
-KEEP = -1e6
-"""A strength with which every verdict is to keep."""
+KEEP = {"keep": 1e-12}
+"""A threshold above which every verdict is to keep."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -71,7 +72,7 @@ class Setting:
         self.verdict, self.plain = (
             Aligner(
                 self.engine,
-                metadata=AlignerMetadata(name="random", version="1", template=template),
+                metadata=AlignerMetadata(name="random", version="1", template=template, thresholds=KEEP),
                 template=get_template(template),
                 tokenizer=self.tokenizer,
             )
@@ -95,9 +96,9 @@ class Setting:
         turns = (Turn(role="user", text=question),)
         if not overlap:
             start = time.perf_counter()
-            [correction] = self.verdict.correct([Exchange(turns=turns, answer=answer)], strength=KEEP)
+            [correction] = self.verdict.correct([Exchange(turns=turns, answer=answer)])
         else:
-            with self.verdict.begin(turns, strength=KEEP) as session:
+            with self.verdict.begin(turns) as session:
                 self._write(answer, session.feed)
                 start = time.perf_counter()
                 correction = session.finish()
@@ -112,7 +113,7 @@ class Setting:
                 self._write(answer, session.feed)
             aligner = session.aligner if overlap else self.plain
             start = time.perf_counter()
-            _, [ticket] = aligner._start([exchange], None, None, None, stream=True)
+            _, [ticket] = aligner._start([exchange], [Inspection()], aligner._asked(None, None, None, stream=True))
             while not ticket.ids and not ticket.future.done():
                 time.sleep(0.0002)
             seconds = time.perf_counter() - start

@@ -92,8 +92,8 @@ RECIPES = {
     ),
     "langchain_overhead": Recipe(["python benchmarks/langchain_overhead.py"]),
     "memory": Recipe(["python benchmarks/memory.py"], 2),
-    "overlap_100m_float32": Recipe(["python benchmarks/overlap.py --model 100m --dtype float32 --answers 10"]),
-    "overlap_tiny_float32": Recipe(["python benchmarks/overlap.py --dtype float32 --answers 20"]),
+    "overlap_100m_float32": Recipe(["python benchmarks/overlap.py --model 100m --dtype float32 --answers 50"]),
+    "overlap_tiny_float32": Recipe(["python benchmarks/overlap.py --dtype float32 --answers 50"]),
     "peers": Recipe(
         [f"python benchmarks/peers/run.py --aligner demo-quick/home/aligner/1 --vllm-python {VLLM}"], 10, [QUICK, VLLM]
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -301,3 +302,14 @@ def test_wrong_options_are_refused(option: list[str]) -> None:
 def test_a_folder_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench", "decode", "--workload", "debugbench", "--data", str(tmp_path / "none")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_the_benchmark_of_overlap_measures_both_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It uses what no user does, and once stood still for that."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    overlap = importlib.import_module("overlap")
+    setting = overlap.Setting("tiny", "float32")
+    found = overlap.measured(setting, 2)
+    setting.engine.close()
+    assert {name: one["answers"] for name, one in found.items()} == {"approved": 2, "first_token": 2}
+    assert all(one[key] > 0 for one in found.values() for key in ("overlap_steps", "alone_steps", "times_sooner"))
