@@ -26,23 +26,17 @@ from bootstrap.registry import PairVersion, Registry
 from bootstrap.rounds import RoundConfig, Rounds, register_start, run_round
 from bootstrap.rounds.running import abort
 from bootstrap.store import CorrectionStore
-from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
 
 
 @pytest.fixture
 def config(models: Path, tmp_path: Path) -> RoundConfig:
-    return RoundConfig(
-        store=tmp_path / "corrections.db",
-        home=tmp_path / "home",
-        base_upstream=models / "upstream",
-        base_aligner=models / "aligner",
-        yardstick=Yardstick(judge=micro.judge),
-        verifier=micro.verify,
+    return micro.round_config(
+        models,
+        tmp_path,
         answering=Answering(sampling=Sampling(), max_new=8),
         dpo=DPOSettings(steps=1, lora=None),
         aligner=AlignerTrainingSettings(warm_up=None, correction=micro.settings(1)),
-        launcher=Launcher.here(),
         least_pairs=10,
     )
 

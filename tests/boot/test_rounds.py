@@ -27,7 +27,6 @@ from bootstrap.registry import Registry, Servers
 from bootstrap.rounds import STAGE_NAMES, Ledger, RoundConfig, Rounds, register_start, run_round
 from bootstrap.rounds.aligner_stages import BETTER_ALONE, UPSTREAM_ALONE
 from bootstrap.store import CorrectionStore
-from bootstrap.training import Launcher
 from bootstrap.upstream import DPOSettings
 
 LENIENT = GatePolicy(criterion_margin=0.5, refusal_margin=0.5, damaged=0.5, length_ratio=None)
@@ -36,20 +35,15 @@ LENIENT = GatePolicy(criterion_margin=0.5, refusal_margin=0.5, damaged=0.5, leng
 
 @pytest.fixture
 def config(models: Path, tmp_path: Path) -> RoundConfig:
-    return RoundConfig(
-        store=tmp_path / "corrections.db",
-        home=tmp_path / "home",
-        base_upstream=models / "upstream",
-        base_aligner=models / "aligner",
-        yardstick=Yardstick(judge=micro.judge),
-        verifier=micro.verify,
+    return micro.round_config(
+        models,
+        tmp_path,
         annotator=micro.annotate,
         gold=tuple(micro.triples()),
         known_right=tuple(Exchange.of(q, micro.answer(q, "good")) for q in micro.questions()),
         answering=Answering(sampling=Sampling(temperature=1.0), max_new=16),
         dpo=DPOSettings(epochs=6, batch=16, learning_rate=2e-3, lora=None, extra=micro.FAST),
         aligner=AlignerTrainingSettings(warm_up=None, correction=micro.settings(30)),
-        launcher=Launcher.here(),
         policy=LENIENT,
         pair_margin=0.5,
         margin=0.5,

@@ -12,8 +12,11 @@ from aligner_chain.exchange import Correction, Exchange
 from bootstrap.aligner_training import AlignerTrainingSettings, train_aligner
 from bootstrap.demo.models import new_model, new_tokenizer
 from bootstrap.judges import Annotation
+from bootstrap.measures import Yardstick
 from bootstrap.pairs import Triple
+from bootstrap.rounds import RoundConfig
 from bootstrap.sft import Row, TrainingSettings, train_rows
+from bootstrap.training import Launcher
 
 WORDS = ("tea", "sun", "dog", "cat", "sea", "hat", "map", "jam", "ink", "owl", "bee", "fig")
 FAST = {"adam_beta2": 0.95}
@@ -37,6 +40,20 @@ def verify(corrections: Sequence[Correction]) -> list[bool]:
 
 def annotate(exchanges: Sequence[Exchange]) -> list[Annotation]:
     return [Annotation(text=answer(one.question, "good")) for one in exchanges]
+
+
+def round_config(models: Path, folder: Path, **settings: Any) -> RoundConfig:
+    """A round of this world's judge and verifier, from the pair in `models`, in processes of this machine."""
+    return RoundConfig(
+        store=folder / "corrections.db",
+        home=folder / "home",
+        base_upstream=models / "upstream",
+        base_aligner=models / "aligner",
+        yardstick=Yardstick(judge=judge),
+        verifier=verify,
+        launcher=Launcher.here(),
+        **settings,
+    )
 
 
 def tokenizer() -> Any:
