@@ -6,6 +6,7 @@ import bisect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aligner_chain.engines.base import Draft
@@ -89,18 +90,16 @@ class CorrectionTemplate(ABC):
         """
         plain = self.check(tokenizer)
         self._check_criteria(criteria)
-        rendered = self._fit(exchange, tokenizer, plain, window, criteria)
+        fit = partial(self._fit, tokenizer=tokenizer, plain=plain, window=window, criteria=criteria, longest=longest)
+        rendered = fit(exchange)
         if _fits(rendered, window):
-            return _roomier(rendered, window, longest)
+            return rendered
         shorter = _shorter(exchange)
         # Each one is shorter than the one before, so the first that fits is found by halving.
-        best = bisect.bisect_left(
-            shorter, True, key=lambda one: _fits(self._fit(one, tokenizer, plain, window, criteria), window)
-        )
+        best = bisect.bisect_left(shorter, True, key=lambda one: _fits(fit(one), window))
         if best == len(shorter):
-            raise _overflow(self._fit([exchange, *shorter][-1], tokenizer, plain, window, criteria), window)
-        fitting = self._fit(shorter[best], tokenizer, plain, window, criteria)
-        return _with_notes(_roomier(fitting, window, longest), exchange, shorter[best])
+            raise _overflow(fit([exchange, *shorter][-1]), window)
+        return _with_notes(fit(shorter[best]), exchange, shorter[best])
 
     def prompt(self, exchange: Exchange, tokenizer: Tokenizer, criteria: Sequence[str] = ()) -> tuple[int, ...]:
         """The whole prompt, whatever its length. Training uses it, and drops rows that would not fit."""
@@ -177,13 +176,15 @@ class CorrectionTemplate(ABC):
     def _fit(
         self,
         exchange: Exchange,
+        *,
         tokenizer: Tokenizer,
         plain: PlainText,
         window: int | None,
         criteria: Sequence[str],
+        longest: int,
     ) -> Rendered:
         rendered = self._build(exchange, tokenizer, plain, criteria)
-        wanted = len(rendered.draft.ids) * 3 // 2 + GROWTH
+        wanted = max(len(rendered.draft.ids) * 3 // 2 + GROWTH, longest)
         room = wanted if window is None else window - len(rendered.prompt)
         return replace(rendered, max_new=min(wanted, room))
 
@@ -193,11 +194,6 @@ def refuse_control(ids: Sequence[int], control: frozenset[int], tokenizer: Token
     if stray := control.intersection(ids):
         names = tokenizer.convert_ids_to_tokens(sorted(stray))
         raise UnreadableCorrectionError(f"The correction holds control tokens where text should be: {names}.")
-
-
-def _roomier(rendered: Rendered, window: int | None, longest: int) -> Rendered:
-    room = longest if window is None else min(longest, window - len(rendered.prompt))
-    return replace(rendered, max_new=max(rendered.max_new, room))
 
 
 def _fits(rendered: Rendered, window: int | None) -> bool:
