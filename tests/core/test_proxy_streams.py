@@ -131,7 +131,7 @@ def test_no_text_goes_out_before_it_was_checked(behind: Upstream) -> None:
         after = "\n".join(lines)
     assert split(before)[0] == list(deltas(ROLE + THOUGHT))
     assert "good" in after
-    assert "bad" not in after
+    assert '"bad"' not in after
 
 
 def test_a_tool_call_passes_as_it_comes_and_so_does_what_was_said_before(behind: Upstream, base: str) -> None:

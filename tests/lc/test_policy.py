@@ -64,8 +64,8 @@ async def test_every_answer_has_a_line_in_the_log(caplog: pytest.LogCaptureFixtu
     caplog.set_level("INFO", logger="aligner_chain.decisions")
     aligner = Aligner.scripted(lambda exchange: '{"mood": 3}')
     corrector = AlignerCorrector(aligner, structured="validate", question="q")
-    await corrector.abatch(['{"mood": "bad"}', ""])
+    await corrector.abatch(['{"mood": "grumpy"}', ""])
     lines = [record.decision for record in caplog.records]  # type: ignore[attr-defined]
     assert [line["outcome"] for line in lines] == ["skipped", "corrected", "kept"]
     assert lines[1]["id"] == lines[2]["id"]
-    assert "bad" not in caplog.text
+    assert "grumpy" not in caplog.text
