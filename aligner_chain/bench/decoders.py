@@ -15,6 +15,7 @@ from aligner_chain.bench.models import WINDOW, twin
 from aligner_chain.bench.workloads import EOS, FIX, KEEP, MOST_ROWS, PAD, Case, Row
 from aligner_chain.engines.base import Draft, Request
 from aligner_chain.engines.huggingface import HuggingFaceEngine
+from aligner_chain.engines.onednn import pack
 
 Ids = tuple[int, ...]
 
@@ -150,6 +151,7 @@ class BareForwards:
     def __init__(self, decoder: Decoder, model: Any) -> None:
         self.settings: dict[str, int] = {}
         self._decoder, self._model = decoder, twin(model)
+        pack(self._model)  # as the engine has it, and in inference mode as there
         self.forcing = Forcing(self._model, WINDOW)
         self._calls: Sequence[tuple[int, int, int]] = ()
 
@@ -163,7 +165,7 @@ class BareForwards:
             if first < length:
                 cache.crop(first - length)
             places = torch.arange(first, first + fed)[None]
-            with torch.no_grad():
+            with torch.inference_mode():
                 self._model(
                     input_ids=torch.zeros_like(places), position_ids=places, past_key_values=cache, logits_to_keep=kept
                 )

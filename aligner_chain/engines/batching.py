@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from aligner_chain.engines import onednn
 from aligner_chain.engines.drafting import CostCurve, Drafter, Habits
 from aligner_chain.engines.packed import Memory, Segment, forward
 from aligner_chain.engines.rows import Row, drawn, wide
@@ -33,6 +34,8 @@ FIRST = 256
 """Most tokens of a row's first draft."""
 EARLY = 16
 """Most tokens that the first draft of a streamed row adds to its first forward, so that its first text comes early."""
+_CACHED = 2**17
+"""Logits that a CPU holds near at hand."""
 _SHARED = 16
 """Tokens that a prompt must have in common with an earlier one before they are copied instead of read."""
 _REMEMBERED = 8
@@ -139,6 +142,7 @@ class RunningBatch:
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._curve, self._habits = curve, Habits()
         self._kept = _KEPT
+        self._size = onednn.sizes(model)
         self._prefixes = _Prefixes()
         self.rows: list[Running] = []
 
@@ -233,7 +237,8 @@ class RunningBatch:
         parts = self._plan([running for running in self.rows if running.adapter == adapter])
         if parts:
             self._use(adapter)
-            chosen = _Chosen(parts, forward(self._model, [part.segment for part in parts]), self._eos)
+            logits = forward(self._model, [part.segment for part in parts], self._size)
+            chosen = _Chosen(parts, logits, self._eos)
             for part in parts:
                 self._advance(part, chosen)
         return len(parts)
@@ -283,7 +288,7 @@ class RunningBatch:
 
     def _measured(self) -> CostCurve:
         if self._curve is None:
-            self._curve = measure(self._model)
+            self._curve = measure(self._model, self._size)
         return self._curve
 
     def _advance(self, part: Part, chosen: _Chosen) -> None:
@@ -359,11 +364,10 @@ class _Chosen:
                 yield wide(logits[start]).log_softmax(-1)[list(request.choices)].double()
             lead, ids = _draft_ahead(part) if part.running.unscored and part.segment.branches else (0, ())
             if ids and request.draft is not None:
-                rows = wide(logits[start + lead : start + lead + len(ids) + 1]).log_softmax(-1)
+                rows = logits[start + lead : start + lead + len(ids) + 1]
                 self._facts.append((part, "draft", len(ids) + 1))
-                wanted = torch.tensor(ids, device=logits.device)[:, None]
-                yield rows[:-1].gather(1, wanted)[:, 0].double()
-                yield rows[-1:, [*self._eos, *request.draft.ends]].logsumexp(-1).double()
+                yield from _logprobs(rows[:-1], torch.tensor(ids, device=logits.device))
+                yield wide(rows[-1:]).log_softmax(-1)[:, [*self._eos, *request.draft.ends]].logsumexp(-1).double()
 
     def _choose(self, parts: Sequence[Part], logits: torch.Tensor) -> torch.Tensor:
         best = logits.argmax(-1)
@@ -379,6 +383,16 @@ class _Chosen:
             if wanted and request.sampling.temperature > 0:
                 best[part.start : part.start + wanted] = _drawn(part, rows)
         return best
+
+
+def _logprobs(rows: torch.Tensor, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Log-probability [n] of each id behind its row of logits [n, V], a few rows at a time.
+
+    On a CPU the memory for all of them at once costs more than the numbers in it.
+    """
+    few = max(1, (_CACHED if rows.device.type == "cpu" else LOGITS) // rows.shape[1])
+    for some, wanted in zip(torch.split(rows, few), torch.split(ids, few), strict=True):
+        yield wide(some).log_softmax(-1).gather(1, wanted[:, None])[:, 0].double()
 
 
 def _drawn(part: Part, rows: torch.Tensor) -> torch.Tensor:
@@ -464,20 +478,20 @@ class _Prefixes:
 
 
 @torch.inference_mode()
-def measure(model: PreTrainedModel) -> CostCurve:
+def measure(model: PreTrainedModel, size: Callable[[int], int] = int) -> CostCurve:
     """The seconds of a forward by its tokens, behind 64 others: the best of several rounds, within about a second."""
     memory, points, begun = Memory(256), dict[int, float](), time.monotonic()
     forward(model, [Segment(memory, [0] * 64, answered=False)])
     memory.length = 64
     for tokens in _CURVE_TOKENS * _CURVE_ROUNDS:
-        seconds = _timed(model, Segment(memory, [0], [[0] * (tokens - 1)] if tokens > 1 else []))
+        seconds = _timed(model, Segment(memory, [0], [[0] * (tokens - 1)] if tokens > 1 else []), size)
         points[tokens] = min(seconds, points.get(tokens, seconds))
         if time.monotonic() - begun > _CURVE_S:
             break
     return CostCurve.measured(points)
 
 
-def _timed(model: PreTrainedModel, segment: Segment) -> float:
+def _timed(model: PreTrainedModel, segment: Segment, size: Callable[[int], int]) -> float:
     begun = time.perf_counter()
-    forward(model, [segment]).argmax(-1).tolist()
+    forward(model, [segment], size).argmax(-1).tolist()
     return time.perf_counter() - begun

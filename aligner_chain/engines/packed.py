@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -159,10 +159,11 @@ class _Active(threading.local):
 _active = _Active()
 
 
-def forward(model: PreTrainedModel, segments: Sequence[Segment]) -> torch.Tensor:
+def forward(model: PreTrainedModel, segments: Sequence[Segment], size: Callable[[int], int] = int) -> torch.Tensor:
     """Runs all segments at once; returns the wanted logits [sum of `wanted`, vocabulary], in order.
 
-    No cursor moves: the caller knows how much of a segment turned out right.
+    `size` says of how many tokens a forward is made that needs so many; what it has too many stands behind the others and
+    is seen by none. No cursor moves: the caller knows how much of a segment turned out right.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -172,11 +173,17 @@ def forward(model: PreTrainedModel, segments: Sequence[Segment]) -> torch.Tensor
         ids += segment.ids
         positions += segment.positions
         kept += range(len(ids) - segment.wanted, len(ids))
+    wanted = len(kept)
+    filled = _filled(ids, size), _filled(positions, size), _filled(kept, size)
     _active.segments = segments
     try:
-        return _run(model, *(torch.tensor(values, device=model.device) for values in (ids, positions, kept)))
+        return _run(model, *(torch.tensor(values, device=model.device) for values in filled))[:wanted]
     finally:
         _active.segments = None
+
+
+def _filled(values: list[int], size: Callable[[int], int]) -> list[int]:
+    return values + values[-1:] * (size(len(values)) - len(values))
 
 
 def _run(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -210,6 +217,7 @@ def _attention(
         rows = segment.attend(query[0, :, start:end], keys, values, scale=scaling, window=sliding_window)
         output[0, start:end] = rows.transpose(0, 1)
         start = end
+    output[0, start:] = 0
     return output, None
 
 
