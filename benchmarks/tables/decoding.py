@@ -28,6 +28,7 @@ RECORDED = {
     "gsm8k_solutions": "GSM8K solutions",
     "paradetox": "ParaDetox",
 }
+OTHERS = ("aligner-chain [95 %]", "without drafts", "prompt lookup", "its best setting")
 MODELS = {"tiny": "tiny", "100m": "100 million parameters"}
 DRAFTERS = {
     "ngram 8": "n-grams, 8 tokens",
@@ -38,15 +39,16 @@ DRAFTERS = {
 
 
 def one_row(found: Figures) -> list[str]:
-    head = ["workload", "edited, %", "aligner-chain [95 %]", "prompt lookup", "its best setting", "forwards", "pairs"]
+    head = ["workload", "edited, %", *OTHERS, "forwards", "pairs"]
     return lines(
         head, [[name, _edited(of), *_beside_lookup(of), str(_ours(of)["pairs"])] for name, of in _known(found, ONE_ROW)]
     )
 
 
-def large(found: Figures) -> list[str]:
-    head = ["workload", "aligner-chain [95 %]", "prompt lookup", "its best setting", "forwards"]
-    return lines(head, [[name, *_beside_lookup(of)] for name, of in _known(found, ONE_ROW)])
+def large(*found: Figures) -> list[str]:
+    head = ["numbers", "workload", *OTHERS, "forwards"]
+    rows = [[_ours(of)["dtype"], name, *_beside_lookup(of)] for one in found for name, of in _known(one, ONE_ROW)]
+    return lines(head, rows)
 
 
 def many_rows(found: Figures) -> list[str]:
@@ -88,8 +90,11 @@ def _times(one: Figures) -> str:
 
 
 def _beside_lookup(of: Mapping[str, Figures]) -> list[str]:
-    ours, lookups = _ours(of), (of["hf_prompt_lookup"], of["hf_prompt_lookup_best"])
-    return [ratio(ours["cpu"]), *map(_times, lookups), f"{ours['forwards']:.1f} of {ours['output_tokens']:.0f}"]
+    ours, others = (
+        _ours(of),
+        (of[name] for name in ("aligner_chain_plain", "hf_prompt_lookup", "hf_prompt_lookup_best")),
+    )
+    return [ratio(ours["cpu"]), *map(_times, others), f"{ours['forwards']:.1f} of {ours['output_tokens']:.0f}"]
 
 
 def replayed(found: Figures) -> list[str]:
