@@ -184,8 +184,11 @@ class Aligner:
             stages: Aligners that one answer sees at most, the worst criterion first; one that passes all of them stops.
             policy: What is served of the corrections, beside what each member's own policy let pass.
 
+        Its `correct` takes no criteria: those of its members are what it judges by.
+
         Raises:
-            ConfigurationError: A criterion without a threshold, or no member or stage at all.
+            ConfigurationError: A criterion without a threshold or with one that is not between 0 and 1, or no member or stage
+                at all.
         """
         from aligner_chain.squad import SquadEngine
 
@@ -254,7 +257,8 @@ class Aligner:
             strength: The score of an answer below which it is corrected, from 0 (every answer stays as it is) to 1 (each is
                 corrected). The score is the one of `inspect`. None: what the policy says, else the threshold that was
                 calibrated or that `aligner.json` names, else the verdict as it is written.
-            timeout: Seconds for all of them together; None: without end. What is not finished then has failed.
+            timeout: Seconds for all of them together; None: without end. What is not finished then has failed. It bounds the
+                engine: inspectors of the policy, which nobody can stop but they themselves, take their time besides.
 
         What goes wrong with one answer does not raise: its correction has the outcome "failed", the `error`, and the
         original as its text.

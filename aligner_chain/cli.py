@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from aligner_chain.bench.workloads import SYNTHETIC
 from aligner_chain.calibration import DELTA
 from aligner_chain.checkpoint import FILE
 from aligner_chain.checks import command as check
-from aligner_chain.command_line import Parser, place_refused
+from aligner_chain.command_line import Parser, place_refused, positive
 from aligner_chain.doctor import EXTRAS, describe, diagnose
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
@@ -181,11 +182,11 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     decode.add_argument("--json", action="store_true", help="print one JSON object per workload and decoder")
     decode.add_argument("--workload", nargs="+", choices=bench.ALL, metavar="NAME", help="default: all of them")
     decode.add_argument(
-        "--pairs", type=_positive, help=f"how often each decoder takes its turn (default: {known.pairs})"
+        "--pairs", type=positive, help=f"how often each decoder takes its turn (default: {known.pairs})"
     )
     decode.add_argument("--model", choices=("tiny", "100m"), default=known.model, help="7 or 98 million parameters")
     decode.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default=known.dtype)
-    decode.add_argument("--threads", type=_positive, default=known.threads, help="of torch (default: 1)")
+    decode.add_argument("--threads", type=positive, default=known.threads, help="of torch (default: 1)")
     decode.add_argument("--seed", type=int, default=known.seed, help="of weights and texts (default: 0)")
     decode.add_argument("--data", type=Path, help="folder with a folder of recorded pairs for each replay")
     decode.set_defaults(run=_decode)
@@ -216,16 +217,12 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _share(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < 1:
-        raise argparse.ArgumentTypeError("not a share between 0 and 1")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("not a positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1, such as 0.05")
     return number
 
 
@@ -280,6 +277,10 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     labelled = list(parsed(lines(arguments.file), str(arguments.file), _labelled, "calibrate"))
+    if not labelled:  # before a model is loaded
+        raise ConfigurationError(
+            f"{arguments.file} holds no labelled answers. `aligner-chain calibrate --help` shows the form of a line."
+        )
     exchanges, ok = [exchange for exchange, _ in labelled], [fine for _, fine in labelled]
     path = _writable(arguments.aligner or resolve_aligner(), arguments.write)
     with closing(Aligner.from_pretrained(path, template=arguments.template)) as aligner:

@@ -1,4 +1,4 @@
-"""What both commands do with what was typed wrong: name what may be meant, and say why a place cannot be used."""
+"""What the commands do with what was typed wrong: name what may be meant, and say why a number or a place cannot be used."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ class Parser(argparse.ArgumentParser):
     def _meant(typed: str, known: Iterable[str]) -> str:
         near = get_close_matches(typed.partition("=")[0], list(known), n=1)
         return f"\nDid you mean {near[0]}?" if near else ""
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def place_refused(error: OSError) -> str | None:

@@ -8,12 +8,14 @@ from types import MappingProxyType
 
 from aligner_chain.checkpoint import AlignerMetadata
 from aligner_chain.checks import Checks
-from aligner_chain.errors import AlignerError, ConfigurationError, InspectionError
+from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange, edits_between
-from aligner_chain.inspectors import AllInspectors, Inspector, passes, worst
+from aligner_chain.inspectors import Inspector, passes, scored, worst
 
 Scores = Mapping[str, float]
 _NONE: Scores = MappingProxyType({})
+_ROUNDING = 1e-9
+"""By how much the difference of two scores may be off that are as far apart as a margin says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +38,16 @@ class Policy:
         before: Inspectors that see every answer first. One that passes all their criteria is served without the Aligner.
         thresholds: By criterion the score above which an answer passes; for others those hold that `aligner-chain calibrate`
             stored. A criterion without one lets nothing pass.
-        after: Inspectors that see a correction beside its answer. It is served only where none of their criteria falls
-            by more than `margin`.
+        after: Inspectors that see a correction beside its answer. It is served only where they score both by the same
+            criteria, and none of these falls by more than `margin`.
         margin: From 0 to 1.
         refusal: What is served in the place of an answer that would stay as it is although a criterion of the inspectors
             rates it below `floor`. "": the answer itself.
         floor: From 0 to 1.
 
     Raises:
-        ConfigurationError: A number is not between 0 and 1, or there is a refusal that nothing decides on.
+        ConfigurationError: A number is not between 0 and 1, there is a refusal that nothing decides on, or an inspector stands
+            where a list of them belongs.
     """
 
     checks: Checks = field(default_factory=Checks)
@@ -64,6 +67,8 @@ class Policy:
             raise ConfigurationError(
                 f"Scores, and so thresholds, strength, margin and floor, go from 0 to 1; given: {wrong}."
             )
+        if bare := [name for name in ("before", "after") if isinstance(getattr(self, name), Inspector)]:
+            raise ConfigurationError(f"{bare[0]}= takes a list of inspectors: Policy({bare[0]}=[inspector]).")
         if bool(self.refusal) != bool(self.floor) or (self.refusal and not (self.before or self.after)):
             raise ConfigurationError(
                 "A refusal text is served where an inspector rates an answer below the floor: it needs refusal=, floor= and "
@@ -93,7 +98,7 @@ class Policy:
         if not (self.before and seen):
             return found
         try:
-            scores = _scored(self.before, [exchanges[place] for place in seen])
+            scores = scored(self.before, [exchanges[place] for place in seen])
         except AlignerError as error:
             return [Inspection(error=error) if place in seen else one for place, one in enumerate(found)]
         for place, one in zip(seen, scores, strict=True):
@@ -114,8 +119,8 @@ class Policy:
         changed = [place for place, one in enumerate(corrections) if one.outcome == "corrected"]
         written = [corrections[place] for place in changed]
         try:
-            before = _scored(self.after, [one.exchange for one in written])
-            after = _scored(self.after, [replace(one.exchange, answer=one.text) for one in written])
+            before = scored(self.after, [one.exchange for one in written])
+            after = scored(self.after, [replace(one.exchange, answer=one.text) for one in written])
         except AlignerError as error:
             failed = {place: _failed(corrections[place], error) for place in changed}
             return [failed.get(place, one) for place, one in enumerate(corrections)]
@@ -125,12 +130,17 @@ class Policy:
         return judged
 
     def _judged(self, correction: Correction, before: Scores, after: Scores) -> Correction:
-        scored = replace(correction, scores={**before, **correction.scores})
-        worse = [name for name, value in after.items() if value < before[name] - self.margin]
+        judged = replace(correction, scores={**before, **correction.scores})
+        if before.keys() != after.keys() or not after:
+            alone = ", ".join(sorted(before.keys() ^ after.keys())) or "anything"
+            return judged.refused(
+                f"the correction could not be inspected: answer and correction were not both scored for {alone}"
+            )
+        worse = [name for name, value in after.items() if before[name] - value > self.margin + _ROUNDING]
         if not worse:
-            return scored
-        falls = ", ".join(f"{name} fell from {before[name]:.2f} to {after[name]:.2f}" for name in worse)
-        return scored.refused(f"the correction did not pass inspection: {falls}")
+            return judged
+        falls = ", ".join("{} fell from {} to {}".format(name, *_apart(before[name], after[name])) for name in worse)
+        return judged.refused(f"the correction did not pass inspection: {falls}")
 
     def _above_floor(self, correction: Correction) -> Correction:
         known = {name: value for name, value in correction.scores.items() if name not in ("keep", "copy", "leave")}
@@ -139,7 +149,9 @@ class Policy:
         name, value = worst(known)
         if value >= self.floor:
             return correction
-        reason = "; ".join(filter(None, [correction.reason, f"refused, since {name} is {value:.2f}"]))
+        reason = "; ".join(
+            filter(None, [correction.reason, f"refused, since {name} is {_apart(value, self.floor)[0]}"])
+        )
         edits = edits_between(correction.exchange.answer, self.refusal)
         return replace(correction, outcome="kept", text=self.refusal, edits=edits, reason=reason)
 
@@ -148,9 +160,7 @@ def _failed(correction: Correction, error: AlignerError) -> Correction:
     return replace(correction.refused(str(error).partition(". ")[0]), outcome="failed", error=error)
 
 
-def _scored(inspectors: Sequence[Inspector], exchanges: Sequence[Exchange]) -> list[Mapping[str, float]]:
-    """The scores of all inspectors together. Raises `InspectionError` for what any of them raises."""
-    try:
-        return list(AllInspectors(*inspectors).inspect(exchanges)) if exchanges else []
-    except Exception as error:  # anybody's code: what it raises belongs to these answers
-        raise InspectionError(f"An inspector failed: {type(error).__name__}: {error}") from error
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Two scores, with as many digits as it takes to see that they are not the same, but no fewer than two."""
+    pairs = ((f"{one:.{digits}f}", f"{other:.{digits}f}") for digits in range(2, 17))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (repr(one), repr(other)))

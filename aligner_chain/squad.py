@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from aligner_chain.engines.base import Generation, Request
+from aligner_chain.engines.base import Generation, Request, Ticket
 from aligner_chain.engines.text import TextEngine, exchange_of
-from aligner_chain.errors import ConfigurationError
+from aligner_chain.errors import CapabilityError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange, Usage
-from aligner_chain.inspectors import Inspector, worst
+from aligner_chain.inspectors import Inspector, scored, worst
 
 
 class Member(Protocol):
@@ -46,7 +46,7 @@ class SquadEngine(TextEngine):
         stages: Aligners that one answer sees at most. What a stage wrote is inspected again, and one that passes stops.
 
     Raises:
-        ConfigurationError: A criterion without a threshold, or no stage or member at all.
+        ConfigurationError: A criterion without a threshold or with one that is not between 0 and 1, or no stage or member at all.
     """
 
     def __init__(
@@ -61,10 +61,21 @@ class SquadEngine(TextEngine):
                 f"There is no threshold for {', '.join(missing)}, so nobody could say which answers fail. Measure it with "
                 "aligner-chain calibrate, or name one: thresholds={criterion: score}."
             )
+        if wrong := {name: value for name, value in thresholds.items() if not 0 <= value <= 1}:
+            raise ConfigurationError(f"Scores, and so thresholds, go from 0 to 1; given: {wrong}.")
         if not members or stages < 1:
             raise ConfigurationError(f"A squad needs members and a stage; it has {len(members)} and {stages}.")
         super().__init__(workers=4)
         self._members, self._inspector, self._thresholds, self._stages = members, inspector, thresholds, stages
+
+    def submit(self, requests: Sequence[Request]) -> Sequence[Ticket]:
+        """As that of every engine of texts; also raises `CapabilityError` for criteria, which its members have of their own."""
+        if any(request.criteria for request in requests):
+            raise CapabilityError(
+                f"A squad judges by the criteria of its members ({', '.join(self._members)}) and takes no others. Leave "
+                "criteria= out, or give them to a member: member.under(Policy(criteria=[...]))."
+            )
+        return super().submit(requests)
 
     def _answered(self, requests: Sequence[Request]) -> Iterable[Generation | Exception]:
         exchanges = [exchange_of(request) for request in requests]
@@ -73,12 +84,12 @@ class SquadEngine(TextEngine):
             waiting = [answer for answer in answers if answer.left and answer.error is None]
             self._correct(waiting)
             if stage + 1 < self._stages:
-                self._look_again([answer for answer in waiting if answer.left])
+                self._look_again([answer for answer in waiting if answer.left and answer.error is None])
         pairs = zip(requests, exchanges, answers, strict=True)
         return [one.error or _generation(request, given, one) for request, given, one in pairs]
 
     def _inspected(self, exchanges: Sequence[Exchange]) -> Iterable[tuple[Exchange, Mapping[str, float]]]:
-        return zip(exchanges, self._inspector.inspect(exchanges), strict=True)
+        return zip(exchanges, scored([self._inspector], exchanges), strict=True)
 
     def _failed(self, scores: Mapping[str, float]) -> dict[str, float]:
         """The criteria below their thresholds. One that was not scored is not failed: nobody knows."""
@@ -91,7 +102,12 @@ class SquadEngine(TextEngine):
         for answer in answers:
             groups[worst(answer.left)[0]].append(answer)
         for criterion, group in groups.items():
-            corrections = self._members[criterion].correct([one.exchange for one in group])
+            try:
+                corrections = self._members[criterion].correct([one.exchange for one in group])
+            except Exception as error:  # noqa: BLE001  (belongs to the answers of this member alone)
+                for one in group:
+                    one.error = error
+                continue
             for one, correction in zip(group, corrections, strict=True):
                 _take(one, criterion, correction)
 

@@ -73,7 +73,10 @@ def measure(scores: Scores, ok: Sequence[bool], *, alphas: Sequence[float], delt
     """
     criteria = dict.fromkeys(name for one in scores for name in one)
     if not criteria:
-        raise ConfigurationError(f"None of {len(ok)} answers could be scored, so there is nothing to calibrate.")
+        raise ConfigurationError(
+            f"None of {len(ok)} answers could be scored, so there is nothing to calibrate. An answer has a score where neither it "
+            "nor its question is empty, and both fit the model's window."
+        )
     return [row for name in criteria for row in _rows(name, scores, ok, alphas, delta)]
 
 

@@ -7,7 +7,7 @@ Hugging Face, which pays before a remote Aligner, `TrainedInspector` learns a sm
 
 from __future__ import annotations
 
-from aligner_chain.inspectors.base import AllInspectors, CallableInspector, Inspector, passes, worst
+from aligner_chain.inspectors.base import AllInspectors, CallableInspector, Inspector, passes, scored, worst
 from aligner_chain.inspectors.classifier import ClassifierInspector
 from aligner_chain.inspectors.trained import TrainedInspector
 
@@ -18,5 +18,6 @@ __all__ = [
     "Inspector",
     "TrainedInspector",
     "passes",
+    "scored",
     "worst",
 ]

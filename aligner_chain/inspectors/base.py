@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
-from aligner_chain.errors import ConfigurationError
+from aligner_chain.errors import ConfigurationError, InspectionError
 from aligner_chain.exchange import Exchange
 
 
@@ -40,7 +40,7 @@ class CallableInspector:
         return {str(name): self._probability(value) for name, value in scores.items()}
 
     def _probability(self, value: object) -> float:
-        if isinstance(value, Real) and 0 <= float(value) <= 1:  # False for NaN
+        if _is_probability(value):
             return float(value)
         named = getattr(self.function, "__name__", type(self.function).__name__)
         raise ConfigurationError(
@@ -53,7 +53,8 @@ class CallableInspector:
 class AllInspectors:
     """Several inspectors as one: each sees every answer, and their criteria are put together.
 
-    `inspect` raises `ConfigurationError` where two of them use the same name for a criterion.
+    `inspect` raises `ConfigurationError` where two of them use the same name for a criterion, and for what is no probability
+    of every answer: a gate would else open for a score that is none.
     """
 
     def __init__(self, *inspectors: Inspector) -> None:
@@ -62,8 +63,16 @@ class AllInspectors:
         self.inspectors = inspectors
 
     def inspect(self, exchanges: Sequence[Exchange]) -> list[dict[str, float]]:
-        found = [inspector.inspect(exchanges) for inspector in self.inspectors]
+        found = [_found(inspector, exchanges) for inspector in self.inspectors]
         return [_merged(scores) for scores in zip(*found, strict=True)]
+
+
+def scored(inspectors: Sequence[Inspector], exchanges: Sequence[Exchange]) -> list[dict[str, float]]:
+    """The scores of all inspectors together; of no answers nobody is asked. Raises `InspectionError` for what any of them raises."""
+    try:
+        return AllInspectors(*inspectors).inspect(exchanges) if exchanges else []
+    except Exception as error:  # anybody's code: what it raises belongs to these answers
+        raise InspectionError(f"An inspector failed: {type(error).__name__}: {error}") from error
 
 
 def worst(scores: Mapping[str, float]) -> tuple[str, float]:
@@ -85,6 +94,26 @@ def passes(scores: Mapping[str, float], thresholds: Mapping[str, float | None]) 
     """
     limits = [(score, thresholds.get(name)) for name, score in scores.items()]
     return bool(limits) and all(limit is not None and score > limit for score, limit in limits)
+
+
+def _found(inspector: Inspector, exchanges: Sequence[Exchange]) -> list[Mapping[str, float]]:
+    """What an inspector says of the answers, where it is what an inspector may say."""
+    found, named = list(inspector.inspect(exchanges)), type(inspector).__name__
+    if len(found) != len(exchanges):
+        raise ConfigurationError(
+            f"{named} gave {len(found)} mappings of scores for {len(exchanges)} answers; give one each."
+        )
+    for name, value in (one for scores in found for one in scores.items()):
+        if not _is_probability(value):
+            raise ConfigurationError(
+                f"{named} gave {name!r} the score {value!r}, which is no probability between 0 and 1. Map a score of "
+                "another range into 0 to 1 first, and leave out what could not be scored."
+            )
+    return found
+
+
+def _is_probability(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and 0 <= float(value) <= 1  # False for NaN
 
 
 def _merged(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

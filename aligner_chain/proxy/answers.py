@@ -13,6 +13,8 @@ Message = Mapping[str, Any]
 
 KEY = "aligner"
 """Where a choice tells what became of its answer."""
+OF_TOKENS = ("logprobs", "token_ids")
+"""What a choice tells of the tokens of its text; vLLM tells their ids too, where it is asked to."""
 
 
 def skip_reason(message: Message, asked: Asked) -> str:
@@ -56,18 +58,22 @@ def with_text(content: Any, text: str) -> Any:
 
 
 def delivered(choice: Message, correction: Correction) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The choice as it is sent, and what is told of it. What described the old text, its log-probabilities and sources, goes."""
+    """The choice as it is sent, and what is told of it. What described the old text, its tokens and sources, goes."""
     told = correction.summary()
     sent, message = dict(choice), dict(choice["message"])
     if not correction.changed:
         return sent, told
     message["content"] = with_text(message["content"], correction.text)
-    dropped = [name for name, place in (("logprobs", sent), ("annotations", message)) if place.get(name)]
-    if sent.get("logprobs"):
-        sent["logprobs"] = None
+    dropped = [*told_of_tokens(sent), *(["annotations"] if message.get("annotations") else [])]
+    sent |= dict.fromkeys(told_of_tokens(sent))
     if message.get("annotations"):
         message["annotations"] = []
     return {**sent, "message": message}, {**told, "dropped": dropped} if dropped else told
+
+
+def told_of_tokens(choice: Message) -> list[str]:
+    """The fields of a choice, or of a piece of one, that tell something of the tokens of its text."""
+    return [name for name in OF_TOKENS if choice.get(name)]
 
 
 def _is_interleaved(content: Any) -> bool:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from aligner_chain.hook import CorrectionHook
 from aligner_chain.proxy.chat import Chat
+from aligner_chain.proxy.errors import Refused
 from aligner_chain.proxy.guard import CHAT, Guard
 from aligner_chain.proxy.metrics import Metrics
 from aligner_chain.proxy.passing import Passing
@@ -52,18 +53,34 @@ def create_app(settings: Settings) -> Starlette:
     async def page(_: Request) -> Response:
         return Response(metrics.page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    methods = ["GET"] if settings.only_chat else _METHODS
+    async def refused(_: Request) -> Response:
+        raise Refused(404, "only_chat", _ONLY_CHAT)
+
+    async def elsewhere(_: Request) -> Response:
+        return JSONResponse(Refused(404, "not_found", _ELSEWHERE).body, status_code=404)
+
+    passing = Passing(upstream)
+    others = [Route(_OTHERS, passing, methods=_METHODS)]
+    if settings.only_chat:
+        others = [Route("/v1/models", passing, methods=["GET"]), Route(_OTHERS, refused, methods=_METHODS)]
     return Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", page),
             *(Route(path, Chat(settings, upstream, hook), methods=["POST"]) for path in (CHAT, f"{CHAT}/")),
-            Route("/v1/models" if settings.only_chat else "/v1/{path:path}", Passing(upstream), methods=methods),
+            *others,
+            Route("/{path:path}", elsewhere, methods=_METHODS),
         ],
         middleware=[Middleware(Guard, limits=settings.limits, metrics=metrics)],
         lifespan=running,
     )
 
 
+_OTHERS = "/v1/{path:path}"
+_ONLY_CHAT = (
+    "This proxy serves chat completions and the list of models alone (--only-chat), since no other answer would be corrected. "
+    "Ask /v1/chat/completions."
+)
+_ELSEWHERE = "There is nothing here. What this proxy serves is below /v1: the base URL of a client ends with it."
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]

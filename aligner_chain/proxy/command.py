@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.aligner import Aligner
+from aligner_chain.command_line import positive
 from aligner_chain.errors import ConfigurationError, MissingExtraError
 from aligner_chain.proxy.settings import Limits, Settings, function_at
 from aligner_chain.shared import hold
@@ -207,10 +209,10 @@ def _add_corrections(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     for option, name, kind, told in (
-        ("--max-body", "body_bytes", _positive, "bytes of a request's body"),
-        ("--max-answer", "answer_bytes", _positive, "bytes of an upstream's answer that is held"),
-        ("--max-headers", "header_bytes", _positive, "bytes of a request's headers"),
-        ("--max-requests", "in_flight", _positive, "requests at a time"),
+        ("--max-body", "body_bytes", positive, "bytes of a request's body"),
+        ("--max-answer", "answer_bytes", positive, "bytes of an upstream's answer that is held"),
+        ("--max-headers", "header_bytes", positive, "bytes of a request's headers"),
+        ("--max-requests", "in_flight", positive, "requests at a time"),
         ("--body-timeout", "body_s", _seconds, "seconds in which a body must have come"),
         ("--request-timeout", "request_s", _seconds, "seconds for all of a request"),
         ("--grace", "grace_s", _seconds, "seconds that running requests have after SIGTERM"),
@@ -245,15 +247,11 @@ def _of(what: str) -> str:
     return f"seconds of {what} (default: %(default)g)"
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("not a positive number")
-    return number
-
-
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not number > 0:
-        raise argparse.ArgumentTypeError("not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return number

@@ -22,10 +22,11 @@ _COMMENT = b": keep-alive\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event as it came, without the empty line at its end, and its data; "" where it is a comment."""
+    """One event as it came, without the empty line at its end, its data ("" where it is a comment) and its kind if it names one."""
 
     raw: str
     data: str
+    kind: str = ""
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> Event:
@@ -138,5 +139,9 @@ def _wire(events: Sequence[Event]) -> bytes:
 
 
 def _event(lines: list[str]) -> Event:
-    data = [line[5:].removeprefix(" ") for line in lines if line.startswith("data:")]
-    return Event("\n".join(lines), "\n".join(data))
+    kinds, data = _values(lines, "event:"), _values(lines, "data:")
+    return Event("\n".join(lines), "\n".join(data), kinds[-1] if kinds else "")
+
+
+def _values(lines: list[str], field: str) -> list[str]:
+    return [line[len(field) :].removeprefix(" ") for line in lines if line.startswith(field)]

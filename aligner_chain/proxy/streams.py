@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aligner_chain.exchange import Correction
-from aligner_chain.proxy.answers import KEY, calls_tools, refuses, with_text
+from aligner_chain.proxy.answers import KEY, OF_TOKENS, calls_tools, refuses, told_of_tokens, with_text
 from aligner_chain.proxy.asking import Asked, text_of
 from aligner_chain.proxy.correcting import Answering, message_id_of, together
 from aligner_chain.proxy.errors import cut
@@ -28,18 +28,37 @@ class Frame:
         self.text = text_of(self.delta.get("content"))
         self.finished = bool(self.choice.get("finish_reason"))
 
-    def saying(self, text: str) -> Frame | None:
-        """The frame with another text; None where it then says nothing. What described the old text goes."""
+    @property
+    def described(self) -> list[str]:
+        """What the frame tells of the text beside a piece of it; some upstreams repeat all of it as a `message`."""
+        annotated = ["annotations"] if self.delta.get("annotations") else []
+        return [*told_of_tokens(self.choice), *annotated, *(["message"] if self.choice.get("message") else [])]
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it has to wait with the text. What it tells of tokens can be of a thought instead, which does not wait."""
+        if self.text:
+            return True
+        described = set(self.described)
+        if described - set(OF_TOKENS):
+            return True
+        names = ("role", "content", "annotations")
+        return bool(described) and all(value in _EMPTY for name, value in self.delta.items() if name not in names)
+
+    def saying(self, text: str, *, first: bool) -> Frame | None:
+        """The frame with another text; None where it then says nothing. What described the old text goes.
+
+        The `first` of those that were held may be the one that says whose turn it is.
+        """
         delta = dict(self.delta)
         if "content" in delta:
             content = delta.pop("content")
             if text or not isinstance(content, str):
                 delta["content"] = with_text(content, text) if text_of(content) else content
         delta.pop("annotations", None)
-        choice = {**self.choice, "delta": delta}
-        if choice.get("logprobs"):
-            choice["logprobs"] = None
-        says = self.finished or any(value not in _EMPTY for name, value in delta.items() if name != "role")
+        choice = {**self.choice, "delta": delta, **dict.fromkeys(told_of_tokens(self.choice))}
+        choice.pop("message", None)
+        says = self.finished or any(value not in _EMPTY for name, value in delta.items() if first or name != "role")
         return self._with(choice) if says else None
 
     def told(self, told: dict[str, Any]) -> Frame:
@@ -92,22 +111,22 @@ class HeldChoice:
         frames = list(self._saying(correction.text)) if correction.changed else self.frames
         if told is None or not frames:
             return frames
-        if correction.changed and any(frame.choice.get("logprobs") for frame in self.frames):
-            told = {**told, "dropped": ["logprobs"]}
+        if correction.changed and (dropped := dict.fromkeys(name for one in self.frames for name in one.described)):
+            told = {**told, "dropped": list(dropped)}
         at = next((place for place, frame in enumerate(frames) if frame.finished), len(frames) - 1)
         return [*frames[:at], frames[at].told(told), *frames[at + 1 :]]
 
     def _saying(self, text: str) -> Iterator[Frame]:
-        for frame in self.frames:
+        for place, frame in enumerate(self.frames):
             said, text = (text, "") if frame.text else ("", text)
-            if (changed := frame.saying(said)) is not None:
+            if (changed := frame.saying(said, first=place == 0)) is not None:
                 yield changed
 
     def _holds(self, frame: Frame) -> bool:
         if self.finished or self.released:
             return self.finished
         listed = isinstance(frame.delta.get("content"), list)
-        return bool(frame.text) or (listed and bool(self.frames))  # so that parts beside the text stay in their order
+        return frame.of_text or (listed and bool(self.frames))  # so that parts beside the text stay in their order
 
     def _note(self, delta: Mapping[str, Any]) -> None:
         if content := delta.get("content"):
@@ -117,7 +136,7 @@ class HeldChoice:
 
     def _message(self) -> dict[str, Any]:
         if all(isinstance(one, str) for one in self._contents):
-            return {**self._signs, "content": "".join(self._contents)}
+            return {**self._signs, "content": _joined(self._contents)}
         parts = [{"type": "text", "text": one} if isinstance(one, str) else one for one in self._contents]
         flat = [part for one in parts for part in (one if isinstance(one, list) else [one])]
         return {**self._signs, "content": flat}
@@ -142,14 +161,14 @@ class HeldStream:
         Raises:
             Refused: The event cannot be read.
         """
-        if event.data == DONE:
+        if event.data.startswith(DONE):  # as OpenAI's clients read it
             self.done = True
             return []
         if not event.data:
             return [event]
         body = event.body()
         self._note(body)
-        self.broken = self.broken or bool(body.get("error")) or event.raw.startswith("event: error")
+        self.broken = self.broken or bool(body.get("error")) or event.kind == "error"
         choices = body.get("choices")
         if self.broken or not isinstance(choices, list) or not choices:
             return self._beside(event)
@@ -202,6 +221,11 @@ class HeldStream:
         self._upstream = self._upstream or (str(body["model"]) if body.get("model") else None)
         if isinstance(body.get("usage"), dict):
             self.usage = body["usage"]
+
+
+def _joined(pieces: Sequence[str]) -> str:
+    """The text of the pieces. Where one ends in the middle of an escaped character, its halves become the character."""
+    return "".join(pieces).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _each(event: Event, body: dict[str, Any]) -> list[Frame]:

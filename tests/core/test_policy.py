@@ -186,7 +186,61 @@ def test_an_inspector_that_fails_fails_its_answers(place: str) -> None:
         assert isinstance(wrong.error.__cause__, LookupError)
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("value", [float("nan"), 1.1, -0.1, "high", None])
+def test_a_score_that_is_none_opens_nothing(place: str, value: Any) -> None:
+    class Odd:
+        def inspect(self, exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
+            return [{"kind": value if "90" in one.answer or place == "after" else 0.9} for one in exchanges]
+
+    aligner = Aligner.scripted(fixing).under(Policy(**{place: [Odd()]}, thresholds={"kind": 0.5}))
+    for [wrong] in every_way(aligner, [WRONG]):
+        assert told(wrong) == ("failed", WRONG.answer)
+        assert isinstance(wrong.error, InspectionError)
+        assert f"Odd gave 'kind' the score {value!r}" in wrong.reason
+
+
+def test_an_inspector_that_leaves_answers_out_fails() -> None:
+    class Short:
+        def inspect(self, exchanges: Sequence[Exchange]) -> list[Mapping[str, float]]:
+            return []
+
+    [wrong] = Aligner.scripted(fixing).under(Policy(before=[Short()])).correct([WRONG])
+    assert isinstance(wrong.error, InspectionError)
+    assert "0 mappings of scores for 1 answers" in wrong.reason
+
+
 # After
+
+
+@pytest.mark.parametrize("known", ["answer", "correction", "neither"])
+def test_a_correction_that_cannot_be_compared_with_its_answer_is_not_served(known: str) -> None:
+    """As with an Aligner for an inspector, which says nothing of an answer that is too long for its window."""
+
+    class Judge:
+        def inspect(self, exchanges: Sequence[Exchange]) -> list[Mapping[str, float]]:
+            return [{"leave": 0.9} if known == self.kind_of(one) else {} for one in exchanges]
+
+        def kind_of(self, one: Exchange) -> str:
+            return "answer" if one.answer == WRONG.answer else "correction"
+
+    for [one] in every_way(Aligner.scripted(fixing).under(Policy(after=[Judge()])), [WRONG]):
+        assert told(one) == ("kept", WRONG.answer)
+        assert "could not be inspected" in one.reason
+
+
+@pytest.mark.parametrize(("start", "margin"), [(0.8, 0.1), (0.3, 0.1), (0.9, 0.3)])
+def test_a_fall_by_the_margin_is_within_it(start: float, margin: float) -> None:
+    inspector = CallableInspector(lambda one: start if "90" in one.answer else round(start - margin, 1))
+    for allowed, expected in ((margin, "corrected"), (margin - 0.001, "kept")):
+        aligner = Aligner.scripted(fixing).under(Policy(after=[inspector], margin=allowed))
+        assert aligner.correct([WRONG])[0].outcome == expected
+
+
+def test_a_small_fall_can_be_seen_in_the_reason() -> None:
+    inspector = CallableInspector(lambda one: 0.5004 if "90" in one.answer else 0.4996)
+    [one] = Aligner.scripted(fixing).under(Policy(after=[inspector])).correct([WRONG])
+    assert one.reason.endswith("ok fell from 0.5004 to 0.4996")
 
 
 @pytest.mark.parametrize(("margin", "expected"), [(0.0, "kept"), (0.31, "corrected")])
@@ -232,6 +286,8 @@ def test_an_answer_below_the_floor_is_refused_where_no_correction_replaces_it() 
     verified = Policy(after=[scored(kind=0.2), scored(true=0.2)], **refusal)
     assert told(Aligner.scripted(fixing).under(verified).correct([WRONG])[0]) == ("corrected", "Yes, within 30 days.")
     assert told(keeping.under(inspected).correct([GOOD])[0]) == ("approved", GOOD.answer)
+    close = Policy(before=[CallableInspector(lambda _: 0.2996)], **refusal)
+    assert keeping.under(close).correct([WRONG])[0].reason.endswith("ok is 0.2996")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +298,8 @@ def test_an_answer_below_the_floor_is_refused_where_no_correction_replaces_it() 
         {"refusal": "No.", "before": [scored(kind=0.2)]},
         {"floor": 0.5},
         {"refusal": "No.", "floor": 0.5},
+        {"before": scored(kind=0.2)},
+        {"after": scored(kind=0.2)},
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(settings: dict[str, Any]) -> None:

@@ -142,7 +142,7 @@ def test_each_choice_is_corrected_for_itself_under_an_id_of_its_own(
 def test_log_probabilities_and_sources_of_another_text_go_and_it_is_said(ask: Callable[..., httpx.Response]) -> None:
     def handler(text: str) -> Any:
         made = completion({"content": text, "annotations": [{"type": "url_citation"}]})
-        made["choices"][0]["logprobs"] = {"content": [{"token": text}]}
+        made["choices"][0] |= {"logprobs": {"content": [{"token": text}]}, "token_ids": [1, 2]}
 
         async def answer(_: Request) -> Response:
             return JSONResponse(made)
@@ -151,9 +151,10 @@ def test_log_probabilities_and_sources_of_another_text_go_and_it_is_said(ask: Ca
 
     [fine] = ask(handler("fine")).json()["choices"]
     assert (fine["logprobs"], fine["aligner"].get("dropped")) == ({"content": [{"token": "fine"}]}, None)
+    assert fine["token_ids"] == [1, 2]
     [corrected] = ask(handler("bad")).json()["choices"]
-    assert (corrected["logprobs"], corrected["message"]["annotations"]) == (None, [])
-    assert corrected["aligner"]["dropped"] == ["logprobs", "annotations"]
+    assert (corrected["logprobs"], corrected["token_ids"], corrected["message"]["annotations"]) == (None, None, [])
+    assert corrected["aligner"]["dropped"] == ["logprobs", "token_ids", "annotations"]
 
 
 def test_a_strict_client_gets_the_note_in_a_header(ask: Callable[..., httpx.Response]) -> None:
@@ -244,9 +245,18 @@ def test_other_paths_pass_as_they_are(base: str, behind: Upstream) -> None:
 def test_other_paths_can_be_refused(behind: Upstream) -> None:
     behind.handler = saying({"content": "bad"})
     with proxy(behind.url, only_chat=True) as url:
-        assert CLIENT.post(f"{url}/completions", json={}).status_code == 404
+        for refused in (CLIENT.post(f"{url}/responses", json={}), CLIENT.post(f"{url}/models", json={})):
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "only_chat")
+        assert behind.requests == []
         assert CLIENT.get(f"{url}/models").status_code == 200
         assert contents(CLIENT.post(f"{url}/chat/completions/", json=asked())) == ["good"]
+
+
+def test_whoever_forgets_where_the_api_is_gets_told(base: str, behind: Upstream) -> None:
+    lost = CLIENT.post(base.removesuffix("/v1") + "/chat/completions", json=asked())
+    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "not_found")
+    assert "/v1" in lost.json()["error"]["message"]
+    assert behind.requests == []
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503])

@@ -58,3 +58,18 @@ def test_an_aligner_on_a_server_corrects_without_torch_here(tmp_path: Path, make
 def test_what_belongs_together_is_said(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--upstream", "http://127.0.0.1:1/v1", *options]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--max-body", "1e6", "'1e6' is not a whole number"),
+        ("--max-requests", "0", "'0' is not a whole number"),
+        ("--grace", "5m", "'5m' is no number of seconds"),
+        ("--timeout", "nan", "'nan' is no number of seconds"),
+    ],
+)
+def test_a_number_that_is_none_is_said(option: str, value: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--upstream", "http://127.0.0.1:1/v1", option, value])
+    assert told in capsys.readouterr().err

@@ -110,6 +110,60 @@ def test_a_correction_takes_the_place_of_the_text_alone(ask: Callable[..., str],
     assert told[0].exchange.answer == "bad!"
 
 
+SOURCES = chunk({"annotations": [{"type": "url_citation", "url_citation": {"end_index": 3, "title": "bad"}}]})
+HALF = chunk({"content": ""}, logprobs={"content": [{"token": "\\xf0"}]})
+"""A token that is half of a character: no text yet, and what is known of the token."""
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "after", "dropped"),
+    [
+        pytest.param([], chunk({"content": "bad"}), [SOURCES], ["annotations"], id="sources behind the text"),
+        pytest.param([HALF], chunk({"content": "bad"}), [], ["logprobs"], id="a token without text"),
+        pytest.param([], chunk({"content": "bad"}, token_ids=[1]), [], ["token_ids"], id="ids of tokens"),
+        pytest.param(
+            [],
+            chunk({"content": "bad"}, message={"role": "assistant", "content": "bad"}),
+            [chunk(message={"role": "assistant", "content": "bad"})],
+            ["message"],
+            id="all of the text once more",
+        ),
+    ],
+)
+def test_what_describes_the_text_waits_with_it_and_goes_with_it(
+    ask: Callable[..., str], before: list[str], text: str, after: list[str], dropped: list[str]
+) -> None:
+    objects, [note] = split(raw := ask(ROLE, *before, text, *after, END, DONE))
+    assert (note["outcome"], note["dropped"]) == ("corrected", dropped)
+    assert '"bad"' not in raw
+    assert "xf0" not in raw
+    saying = chunk({"content": "good"}, **{name: None for name in dropped if name in ("logprobs", "token_ids")})
+    expected = [chunk({"content": "good"}) if before else saying]
+    assert objects == list(deltas("".join([ROLE, *expected, END])))
+    fine = [event.replace('"bad"', '"fine"') for event in (ROLE, *before, text, *after, END)]
+    assert split(ask(*fine, DONE))[0] == list(deltas("".join(fine)))
+
+
+def test_what_is_known_of_the_tokens_of_a_thought_does_not_wait(ask: Callable[..., str]) -> None:
+    thought = chunk({"reasoning_content": "bad"}, logprobs={"content": [{"token": "bad"}]})
+    objects, _ = split(ask(ROLE, thought, chunk({"content": "bad"}), END, DONE))
+    assert objects == list(deltas("".join([ROLE, thought, chunk({"content": "good"}), END])))
+
+
+def test_whose_turn_it_is_is_said_whatever_goes(ask: Callable[..., str]) -> None:
+    first = chunk({"role": "assistant", "content": ""}, message={"role": "assistant", "content": ""})
+    objects, _ = split(ask(first, chunk({"content": "bad"}), END, DONE))
+    assert objects == list(deltas(chunk({"role": "assistant"}) + chunk({"content": "good"}) + END))
+
+
+def test_the_halves_of_a_character_are_one_in_the_record(ask: Callable[..., str], told: list[Correction]) -> None:
+    """An upstream that cuts its text between the two units of UTF-16."""
+    assert said(split(ask(chunk({"content": "bad \ud83d"}), chunk({"content": "\ude00"}), END, DONE))[0]) == "good 😀"
+    assert told[0].exchange.answer == "bad 😀"
+    ask(chunk({"content": "bad \ud83d"}), chunk({"content": " x"}), END, DONE)
+    assert told[1].exchange.answer == "bad \ud83d x"  # a half that stays alone is what the upstream said
+
+
 def test_no_text_goes_out_before_it_was_checked(behind: Upstream) -> None:
     allowed = threading.Event()
 
@@ -220,6 +274,11 @@ def test_parts_of_a_content_are_read_too(ask: Callable[..., str]) -> None:
         ([ROLE, chunk({"content": "bad"}), "data: [1]\n\n"], False, "upstream_cut"),
         ([ROLE, chunk({"content": "bad"}), event({"choices": ["bad"]})], False, "upstream_cut"),
         ([ROLE, chunk({"content": "bad"}), chunk({"content": " worse"})[:-20]], False, "upstream_cut"),
+        (
+            [ROLE, chunk({"content": "bad"}), 'id: 7\nevent:error\ndata: {"error": {"code": "own"}}\n\n', DONE],
+            False,
+            "own",
+        ),
     ],
 )
 def test_an_upstream_that_breaks_off_is_an_error_and_nothing_half_corrected(
@@ -231,6 +290,17 @@ def test_an_upstream_that_breaks_off_is_an_error_and_nothing_half_corrected(
     assert before == list(deltas(ROLE))[: len(before)]
     assert "[DONE]" not in text
     assert told == []
+
+
+def test_an_error_that_is_told_by_its_name_alone_is_one(ask: Callable[..., str], told: list[Correction]) -> None:
+    error = 'id: 7\nevent:error\ndata: {"message": "no"}\n\n'
+    text = ask(ROLE, chunk({"content": "bad"}), error, DONE)
+    assert text == ROLE + error
+    assert told == []
+
+
+def test_an_end_with_something_behind_it_is_one_as_for_the_clients(ask: Callable[..., str]) -> None:
+    assert said(split(ask(chunk({"content": "bad"}), "data: [DONE] \n\n"))[0]) == "good"
 
 
 def test_an_upstream_that_forgets_to_say_done_is_whole(ask: Callable[..., str]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from aligner_chain import Aligner, Exchange
-from aligner_chain.errors import CapabilityError, ConfigurationError, EngineError
+from aligner_chain import Aligner, Exchange, Policy
+from aligner_chain.errors import CapabilityError, ConfigurationError, EngineError, InspectionError
 from aligner_chain.inspectors import CallableInspector
 
 THRESHOLDS = {"true": 0.5, "kind": 0.5}
@@ -77,6 +77,39 @@ def test_a_member_that_fails_fails_its_answers_alone() -> None:
     assert (wrong.text, fine.text) == ("t1 k9", "t9 k9 kind")
 
 
+def test_a_member_that_cannot_be_asked_fails_its_answers_alone() -> None:
+    unable = Aligner.scripted(Fixing(true="t9")).under(Policy(strength=0.3))  # which needs a score, and there is none
+    members: Any = {"true": unable, "kind": Aligner.scripted(Fixing(kind="k9"))}
+    both = Aligner.squad(members, CallableInspector(scores), THRESHOLDS, stages=2)
+    wrong, fine, right = both.correct([Exchange.of("q", text) for text in ("t1 k9", "t9 k1", "t9 k9")])
+    assert isinstance(wrong.error, CapabilityError)
+    assert (fine.text, right.outcome) == ("t9 k9 kind", "approved")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.1, -0.1, "low", None])
+def test_a_score_that_is_none_lets_no_answer_pass(value: Any) -> None:
+    class Odd:
+        def inspect(self, exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
+            return [{"true": value} for _ in exchanges]
+
+    odd = Aligner.squad({"true": Aligner.scripted(Fixing(true="t9"))}, Odd(), THRESHOLDS)
+    [one] = odd.correct([Exchange.of("q", "t1 k1")])
+    assert isinstance(one.error, InspectionError)
+    assert "Odd gave 'true' the score" in one.reason
+
+
+def test_an_inspector_is_never_asked_about_nothing() -> None:
+    class Strict:
+        def inspect(self, exchanges: Sequence[Exchange]) -> list[Mapping[str, float]]:
+            if not exchanges:
+                raise ValueError("an empty batch")
+            return [scores(exchange) for exchange in exchanges]
+
+    strict = Aligner.squad({"true": Aligner.scripted(Fixing(true="t9"))}, Strict(), THRESHOLDS, stages=3)
+    assert texts(strict, "t9 k9") == ["t9 k9"]
+    assert texts(strict, "t1 k9") == ["t9 k9 true"]
+
+
 def test_members_are_called_once_a_stage() -> None:
     seen: list[int] = []
 
@@ -103,6 +136,11 @@ def test_what_a_squad_needs() -> None:
         Aligner.squad({}, CallableInspector(scores), {})
     with pytest.raises(ConfigurationError, match="has 1 and 0"):
         Aligner.squad(one, CallableInspector(scores), THRESHOLDS, stages=0)
+    for threshold in (float("nan"), 5, -0.1):
+        with pytest.raises(ConfigurationError, match="from 0 to 1"):
+            Aligner.squad(one, CallableInspector(scores), {"true": threshold})
+    with pytest.raises(CapabilityError, match=r"members \(true, kind\)"):
+        squad().correct([Exchange.of("q", "t1 k1")], criteria=["true"])
     with pytest.raises(CapabilityError, match="no score"):
         squad().inspect([Exchange.of("q", "t1 k1")])
     assert squad().identity == "squad@scripted@1+scripted@1"

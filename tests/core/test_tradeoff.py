@@ -251,16 +251,35 @@ def test_a_broken_line_is_named(
     assert "`aligner-chain calibrate --help`" in error
 
 
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_answers_is_said_before_a_model_is_loaded(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.jsonl").write_text(text)
+    assert main(["calibrate", "--aligner", "nowhere/at-all", "--file", str(tmp_path / "empty.jsonl")]) == 2
+    assert "empty.jsonl holds no labelled answers" in capsys.readouterr().err
+
+
 def test_only_a_folder_is_written_into(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--aligner", "some/aligner", "--file", str(labelled), "--write", "0.1"]) == 2
     assert "--write needs an Aligner's folder, and some/aligner is none" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [[], ["--file", "f", "--alpha", "5"], ["--file", "f", "--delta", "0"]])
-def test_wrong_usage(options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "--file"),
+        (["--file", "f", "--alpha", "5"], "'5' is not a share"),
+        (["--file", "f", "--alpha", "nan"], "'nan' is not a share"),
+        (["--file", "f", "--delta", "0"], "'0' is not a share"),
+        (["--file", "f", "--write", "five"], "'five' is not a share"),
+    ],
+)
+def test_wrong_usage(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["calibrate", *options])
     assert left.value.code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
