@@ -48,14 +48,14 @@ _CURVE_ROUNDS, _CURVE_S = 6, 1.0
 class Running:
     """A row with what the model has read of it: the prompt, the output so far, and the memory of both."""
 
-    __slots__ = ("_drafter", "_seen", "adapter", "memory", "prompt", "row", "sealed", "tokens", "unscored")
+    __slots__ = ("_drafter", "_seen", "adapter", "failed", "memory", "prompt", "row", "sealed", "tokens", "unscored")
 
     def __init__(self, row: Row) -> None:
         self.row = row
         self.prompt: tuple[int, ...] = ()
         self.tokens: list[int] = []
         self.memory = Memory(0)
-        self.sealed, self.unscored = False, True
+        self.sealed, self.unscored, self.failed = False, True, False
         self.adapter = row.ticket.request.adapter
         self._seen: object = None
         self._drafter: Drafter | None = None
@@ -217,13 +217,14 @@ class RunningBatch:
         return [running.row for running in leaving]
 
     def fail(self, error: Exception) -> None:
-        """Gives every sealed row the error; the open ones start again."""
+        """Gives every sealed row the error; the open ones start again, once: one of them may be what fails every time."""
         for running in self.rows:
-            if running.sealed and not running.row.ticket.future.done():
+            if (running.sealed or running.failed) and not running.row.ticket.future.done():
                 running.row.ticket.future.set_exception(error)
-        self.rows = [running for running in self.rows if not running.sealed]
+        self.rows = [running for running in self.rows if not (running.sealed or running.failed)]
         for running in self.rows:
             running.forget()
+            running.failed = True
 
     def _drop_interrupted(self) -> None:
         now = time.monotonic()

@@ -66,8 +66,9 @@ class Memory:
 
     def begin_with(self, other: Memory, length: int) -> None:
         """Takes over the first `length` tokens of another row."""
+        self._layers, self.length = {}, 0
+        self.reserve(length)
         self.length = length
-        self._layers = {}
         for index, kept in other._layers.items():
             keys, values = (self._grown(states[:, :length]) for states in kept)
             self._layers[index] = keys, values

@@ -43,6 +43,21 @@ def test_any_draft_any_batch_any_family_gives_the_greedy_text(family: str) -> No
     assert len({len(case.output) for case in cases}) > CASES // 4
 
 
+def test_an_open_row_that_fails_every_time_holds_nobody_up() -> None:
+    def fail(_module: Any, _args: Any, given: dict[str, Any]) -> None:
+        if (given["input_ids"] == 9).any():
+            raise RuntimeError("no nines")
+
+    model = random_model("Llama")
+    engine = HuggingFaceEngine(model, Vocabulary())
+    model.register_forward_pre_hook(fail, with_kwargs=True)
+    ticket = engine.open(Request(key="open", prompt=(9,) * 20))
+    assert "no nines" in str(ticket.future.exception(20))
+    other = engine.submit([Request(key="other", prompt=(5, 7, 3), max_new=4)])[0]
+    assert tuple(other.result(20).ids) == greedy(model, (5, 7, 3), 4)
+    engine.close()
+
+
 @pytest.mark.parametrize("window", [None, 5])
 def test_a_comb_of_branches_sees_only_its_own(window: int | None) -> None:
     """Each branch gives the logits that it gives alone."""

@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import by_heart
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,6 +173,19 @@ def test_small_pieces_are_gathered(overlapping: Any) -> None:
     for letter in ANSWER[STEP:]:
         session.feed(letter)
     assert len(engine(aligner).fed) == 1 + len(ANSWER) // STEP
+
+
+def test_a_session_that_begins_as_another_prompt_did_holds_nobody_up(tmp_path: Path, make_tokenizer: Any) -> None:
+    """What was read of an earlier prompt is taken over into a row that has no memory yet."""
+    aligner = Aligner.from_pretrained(by_heart.always(tmp_path / "nay", make_tokenizer()))
+    asked = "May I return what I bought here?"  # more tokens than must agree before any are copied
+    [first] = aligner.correct([Exchange.of(asked, "Yes.")])
+    session = aligner.begin([Turn(role="user", text=asked)])
+    [other] = aligner.correct([Exchange.of("Who?", "Me.")], timeout=20)
+    assert not isinstance(other.error, CorrectionTimeoutError)
+    session.feed("Yes.")
+    assert (session.finish(timeout=20).text, other.text) == (first.text, "No.")
+    aligner.close()
 
 
 @cache

@@ -90,10 +90,12 @@ def greedy(model: Any, prompt: Sequence[int], new: int) -> tuple[int, ...]:
 
 
 def random_cases(model: Any, count: int, source: random.Random) -> list[Case]:
-    """Requests of all lengths, whose drafts are anything from the very output to another text."""
+    """Requests of all lengths, some of which begin alike, whose drafts are anything from the very output to another text."""
     made = []
+    preamble = _tokens(40, source)
     for number in range(count):
-        prompt = tuple(source.randrange(2, VOCABULARY) for _ in range(source.choice((1, 2, 5, 20, 60))))
+        shared = preamble[: source.choice((0, 0, 0, 15, 16, 40))]
+        prompt = shared + _tokens(source.choice((1, 2, 5, 20, 60)), source)
         output = greedy(model, prompt, source.randint(1, 40))
         stops = (source.randrange(2, VOCABULARY),) if source.random() < 0.2 else ()
         request = Request(
@@ -108,6 +110,10 @@ def random_cases(model: Any, count: int, source: random.Random) -> list[Case]:
         )
         made.append(Case(request, _cut(greedy(model, prompt, request.max_new), stops)))
     return made
+
+
+def _tokens(count: int, source: random.Random) -> tuple[int, ...]:
+    return tuple(source.randrange(2, VOCABULARY) for _ in range(count))
 
 
 def _cut(output: tuple[int, ...], stops: Sequence[int]) -> tuple[int, ...]:
