@@ -84,7 +84,7 @@ def read_metadata(folder: str | Path) -> AlignerMetadata:
             f"{folder} has no {FILE}, so it is not known how its model was trained to be asked. If you know, say so: "
             f'Aligner.from_pretrained("{folder}", template=...) with one of {", ".join(template_names())}.'
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _broken(path, str(error)) from error
     if not isinstance(values, dict):
         raise _broken(path, "it does not hold a JSON object")

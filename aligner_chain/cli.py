@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
@@ -27,13 +26,14 @@ from aligner_chain.bench.workloads import SYNTHETIC
 from aligner_chain.calibration import DELTA
 from aligner_chain.checkpoint import FILE
 from aligner_chain.checks import command as check
-from aligner_chain.command_line import Parser, place_refused, positive
+from aligner_chain.command_line import Parser, place_refused, speaking, whole_number
 from aligner_chain.doctor import EXTRAS, describe, diagnose
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
 from aligner_chain.jsonl import exchange_of, lines, parsed, standard_input, text_of
 from aligner_chain.proxy import command as proxy
 from aligner_chain.serving import resolve_aligner
+from aligner_chain.showing import visible
 
 BATCH = 64
 """Lines that are read, and answers that are corrected, at a time."""
@@ -97,21 +97,18 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` defaults to the process's arguments."""
+    return speaking("aligner-chain", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     # Loading a model draws bars on stderr, which is for what went wrong.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if isinstance(sys.stdout, TextIOWrapper):
-        # Half of a character, from an upstream's broken JSON, is told as JSON escapes it, and ends no command.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(arguments.run(arguments))
     except AlignerError as error:
         print(f"aligner-chain: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; without this Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         if (refused := place_refused(error)) is None:
             raise
@@ -182,11 +179,11 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     decode.add_argument("--json", action="store_true", help="print one JSON object per workload and decoder")
     decode.add_argument("--workload", nargs="+", choices=bench.ALL, metavar="NAME", help="default: all of them")
     decode.add_argument(
-        "--pairs", type=positive, help=f"how often each decoder takes its turn (default: {known.pairs})"
+        "--pairs", type=whole_number(1), help=f"how often each decoder takes its turn (default: {known.pairs})"
     )
     decode.add_argument("--model", choices=("tiny", "100m"), default=known.model, help="7 or 98 million parameters")
     decode.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default=known.dtype)
-    decode.add_argument("--threads", type=positive, default=known.threads, help="of torch (default: 1)")
+    decode.add_argument("--threads", type=whole_number(1), default=known.threads, help="of torch (default: 1)")
     decode.add_argument("--seed", type=int, default=known.seed, help="of weights and texts (default: 0)")
     decode.add_argument("--data", type=Path, help="folder with a folder of recorded pairs for each replay")
     decode.set_defaults(run=_decode)
@@ -325,7 +322,7 @@ def _progress(text: str) -> None:
 
 
 def _notice(text: str) -> None:
-    print(f"aligner-chain: {text}", file=sys.stderr)
+    print(f"aligner-chain: {visible(text)}", file=sys.stderr)
 
 
 def _aligner(arguments: argparse.Namespace) -> Aligner:

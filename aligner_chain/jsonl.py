@@ -55,6 +55,16 @@ def unreadable(path: str | os.PathLike[str], error: OSError | UnicodeDecodeError
     return f"{path} cannot be read: {error.strerror or error}. Check the path given, and who may read it."
 
 
+def object_of(line: str) -> object:
+    """What a line of JSON holds. Raises `ValueError` that says why it is none, and at which character of the line."""
+    try:
+        return json.loads(line.rstrip("\r\n"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON ({error.msg}, column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def parsed(
     lines: Iterable[str], source: str, read: Callable[[object], T], command: str, program: str = "aligner-chain"
 ) -> Iterator[T]:
@@ -66,8 +76,8 @@ def parsed(
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield read(json.loads(line))
-            except (ValueError, TypeError, RecursionError) as error:
+                yield read(object_of(line))
+            except (ValueError, TypeError) as error:
                 raise ConfigurationError(
                     f"{source}, line {number}: {error}. `{program} {command} --help` shows the form."
                 ) from error

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from aligner_chain import __version__
-from aligner_chain.command_line import Parser, place_refused
+from aligner_chain.command_line import Parser, place_refused, speaking
 from aligner_chain.errors import AlignerError
 from bootstrap.commands import (
     annotate,
@@ -52,6 +52,10 @@ SUBJECTS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; `argv` defaults to the process's arguments."""
+    return speaking("aligner-bootstrap", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     _quiet_libraries()
     try:
@@ -67,10 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"aligner-bootstrap: {missing}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; without this Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         if (refused := place_refused(error)) is None:
             raise

@@ -11,6 +11,7 @@ from aligner_chain.audit.figures import Mean, Share
 from aligner_chain.audit.lines import Cell, Group, Line, damage, groups, percent
 from aligner_chain.audit.results import Result
 from aligner_chain.exchange import Correction, edits_between
+from aligner_chain.showing import visible
 
 EXAMPLES = 3
 """Of each corrector, changes to answers that needed none."""
@@ -35,17 +36,21 @@ that became the right one is not damaged.</dd>
 
 
 def page(audit: Audit, *, examples: int = EXAMPLES) -> str:
-    """The page as text, with up to `examples` of the harm that each corrector did."""
+    """The page as text, with up to `examples` of the harm that each corrector did. It can be written as UTF-8.
+
+    Characters that would steer the reader (a change of direction, NUL) are spelt out, wherever they come from.
+    """
     style = files("aligner_chain.audit").joinpath("page.css").read_text(encoding="utf-8")
     shown = "".join(_examples(name, results, examples) for name, results in audit.results.items() if name not in NULLS)
     title = f"Audit of {_counted(audit.total, 'answer')}"
-    return (
+    whole = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f'<h1>{title}</h1>\n<p class="soft">{_subtitle(audit)}</p>\n'
         f"{_table(audit, groups(audit))}{_damage(audit)}{_harm(shown)}{NOTES}</body>\n</html>\n"
     )
+    return visible(whole).encode("utf-8", "replace").decode("utf-8")
 
 
 def _subtitle(audit: Audit) -> str:

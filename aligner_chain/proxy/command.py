@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.aligner import Aligner
-from aligner_chain.command_line import positive
+from aligner_chain.command_line import PORT, whole_number
 from aligner_chain.errors import ConfigurationError, MissingExtraError
 from aligner_chain.proxy.settings import Limits, Settings, function_at
 from aligner_chain.shared import hold
@@ -62,7 +62,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
     )
     parser.add_argument("--template", help="template of a folder that has no aligner.json")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8800, help="0: any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=PORT, default=8800, help="0: any that is free (default: %(default)s)")
     parser.add_argument("--only-chat", action="store_true", help="refuse all other paths, since they pass uncorrected")
     _add_corrections(parser)
     _add_limits(parser)
@@ -209,10 +209,10 @@ def _add_corrections(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     for option, name, kind, told in (
-        ("--max-body", "body_bytes", positive, "bytes of a request's body"),
-        ("--max-answer", "answer_bytes", positive, "bytes of an upstream's answer that is held"),
-        ("--max-headers", "header_bytes", positive, "bytes of a request's headers"),
-        ("--max-requests", "in_flight", positive, "requests at a time"),
+        ("--max-body", "body_bytes", whole_number(1), "bytes of a request's body"),
+        ("--max-answer", "answer_bytes", whole_number(1), "bytes of an upstream's answer that is held"),
+        ("--max-headers", "header_bytes", whole_number(1), "bytes of a request's headers"),
+        ("--max-requests", "in_flight", whole_number(1), "requests at a time"),
         ("--body-timeout", "body_s", _seconds, "seconds in which a body must have come"),
         ("--request-timeout", "request_s", _seconds, "seconds for all of a request"),
         ("--grace", "grace_s", _seconds, "seconds that running requests have after SIGTERM"),

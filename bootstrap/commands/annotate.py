@@ -186,11 +186,12 @@ _FORM = 'Each line must be a JSON object like\n  {"question": "...", "answer": "
 
 
 def _read(exchange_of: Callable[[object], Exchange], line: str, where: str) -> Exchange:
+    from aligner_chain.jsonl import object_of
     from bootstrap.errors import TrainingDataError
 
     try:
-        return exchange_of(json.loads(line))
-    except (ValueError, TypeError, RecursionError) as error:
+        return exchange_of(object_of(line))
+    except (ValueError, TypeError) as error:
         raise TrainingDataError(f"{where}: {error}. {_FORM}") from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.errors import ConfigurationError
-from aligner_chain.jsonl import lines
+from aligner_chain.jsonl import lines, object_of
 from aligner_chain.showing import visible
 from bootstrap.commands.base import STORE_HELP, add_command, existing_store, say_to_stderr
 from bootstrap.errors import RecordError
@@ -134,9 +134,9 @@ def read_feedback(rows: Iterable[str], source: str, redact: Redact | None = None
         if not row.strip():
             continue
         try:
-            one = feedback_of(json.loads(row))
+            one = feedback_of(object_of(row))
             said.append(redact(one) if redact else one)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             wrong.append(f"line {number}: {error}")
     if wrong:
         raise RecordError(

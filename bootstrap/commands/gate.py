@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands.base import add_command
 from bootstrap.commands.rounds import no_round
 
@@ -16,7 +17,7 @@ def add(commands: Any) -> None:
     gate = commands.add_parser("gate", help="what decided a round").add_subparsers(required=True, metavar="COMMAND")
     about = "say what the gates of a round measured, required and decided"
     explain = add_command(gate, "explain", about, "aligner-bootstrap gate explain 3", _explain)
-    explain.add_argument("round", type=int, nargs="?", help="its number (default: the newest)")
+    explain.add_argument("round", type=whole_number(1), nargs="?", help="its number (default: the newest)")
     explain.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
     explain.add_argument("--database", metavar="URL", help="its database (default: HOME/registry.db, see the docs)")
     explain.add_argument("--json", action="store_true", help="print JSON")

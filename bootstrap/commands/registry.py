@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands.base import add_command, say_to_stderr
 from bootstrap.errors import RegistryError
 
@@ -57,9 +58,11 @@ def add(commands: Any) -> None:
         parser.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
         parser.add_argument("--database", metavar="URL", help="its database (default: HOME/registry.db, see the docs)")
         parser.add_argument("--json", action="store_true", help="print JSON")
-    gc.add_argument("--keep", type=_count, default=3, metavar="N", help="pairs served last that stay (default: 3)")
     gc.add_argument(
-        "--grace", type=_count, default=60, metavar="MINUTES", help="spare what was served or saved so lately"
+        "--keep", type=whole_number(), default=3, metavar="N", help="pairs served last that stay (default: 3)"
+    )
+    gc.add_argument(
+        "--grace", type=whole_number(), default=60, metavar="MINUTES", help="spare what was served or saved so lately"
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     for parser in (export, push):
@@ -85,10 +88,18 @@ def _add_servers(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--in-process", action="store_true", help="on no server: each application loads the Aligner")
     parser.add_argument("--path-on-server", metavar="FOLDER", help="the registry's folder as the servers see it")
     parser.add_argument(
-        "--keep", type=_count, default=1, metavar="N", help="earlier adapters that stay loaded there (default: 1)"
+        "--keep",
+        type=whole_number(),
+        default=1,
+        metavar="N",
+        help="earlier adapters that stay loaded there (default: 1)",
     )
     parser.add_argument(
-        "--grace", type=_count, default=3, metavar="SECONDS", help="without a request before others are unloaded"
+        "--grace",
+        type=whole_number(),
+        default=3,
+        metavar="SECONDS",
+        help="without a request before others are unloaded",
     )
 
 
@@ -105,12 +116,6 @@ def _add_what_leaves(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", action="append", metavar="SENTENCE", help="a limit that you know of, for the model card"
     )
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
 
 
 def _opened(arguments: argparse.Namespace, *, publish: bool = True) -> Registry:

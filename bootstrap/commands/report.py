@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands.base import add_command, say
 
 
@@ -14,7 +15,9 @@ def add(commands: Any) -> None:
     """Adds `report`."""
     about = "write the pages that tell of rounds: one for each, and an index"
     report = add_command(commands, "report", about, "aligner-bootstrap report 3 --out reports", _report)
-    report.add_argument("round", type=int, nargs="?", help="write the page of this one alone (default: of all)")
+    report.add_argument(
+        "round", type=whole_number(1), nargs="?", help="write the page of this one alone (default: of all)"
+    )
     report.add_argument("--home", type=Path, help="folder of the registry (default: $ALIGNER_HOME)")
     report.add_argument("--database", metavar="URL", help="its database (default: HOME/registry.db, see the docs)")
     report.add_argument(

@@ -8,6 +8,7 @@ import threading
 import webbrowser
 from typing import Any, get_args
 
+from aligner_chain.command_line import PORT, whole_number
 from aligner_chain.exchange import Outcome
 from bootstrap.commands.base import STORE_HELP, add_command, existing_store, require, say
 from bootstrap.commands.feedback import add_redaction, redaction
@@ -37,10 +38,10 @@ def add(commands: Any) -> None:
         help="leave out what was accepted, rejected or edited before (default: yes)",
     )
     parser.add_argument(
-        "--limit", type=_limit, default=500, help="the most corrections, the newest first (default 500)"
+        "--limit", type=whole_number(1), default=500, help="the most corrections, the newest first (default 500)"
     )
     parser.add_argument(
-        "--port", type=int, default=7860, help="port of 127.0.0.1, 0 for any that is free (default 7860)"
+        "--port", type=PORT, default=7860, help="port of 127.0.0.1, 0 for any that is free (default 7860)"
     )
     parser.add_argument("--no-browser", action="store_true", help="open no browser, print the address only")
     add_redaction(parser)
@@ -75,9 +76,3 @@ def _review(arguments: argparse.Namespace) -> int:
     done = queue.progress
     say(f"{done.accepted:,} accepted, {done.rejected:,} rejected, {done.edited:,} edited.")
     return 0
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of corrections; write 1 or more")
-    return int(text)

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands.base import add_command, require, say, say_to_stderr
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ def _working(
 def _add_looking(commands: Any) -> None:
     """The commands that need the registry only."""
     status = add_command(commands, "status", "show the stages of a round", "aligner-bootstrap round status 3", _status)
-    status.add_argument("round", type=int, nargs="?", help="its number (default: the newest)")
+    status.add_argument("round", type=whole_number(1), nargs="?", help="its number (default: the newest)")
     list_ = add_command(commands, "list", "list all rounds", "aligner-bootstrap round list", _list)
     abort = add_command(
         commands, "abort", "give a round up that is not ended", "aligner-bootstrap round abort 3", _abort
     )
-    abort.add_argument("round", type=int, help="its number")
+    abort.add_argument("round", type=whole_number(1), help="its number")
     abort.add_argument("--reason", default="given up by a person", help="what the ledger says of it")
     for parser in (status, list_, abort):
         where = parser.add_mutually_exclusive_group()

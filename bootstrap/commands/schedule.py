@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands.base import add_command, require, say, say_to_stderr
 from bootstrap.commands.rounds import NEEDED, reported
 
@@ -48,7 +49,9 @@ def add(commands: Any) -> None:
     from_now = "have fires count from now on, for a schedule that was begun by a clock that was ahead"
     schedule.add_argument("--from-now", action="store_true", help=from_now)
     what = schedule.add_mutually_exclusive_group()
-    what.add_argument("--next", type=_positive, metavar="N", help="print the next N fires of --cron and do nothing")
+    what.add_argument(
+        "--next", type=whole_number(1, 9999), metavar="N", help="print the next N fires of --cron and do nothing"
+    )
     once = "run what is due now, at most one round, and end: for cron, Airflow, Kubernetes"
     what.add_argument("--once", action="store_true", help=once)
     schedule.add_argument("--json", action="store_true", help="print what --next or --once found as one JSON object")
@@ -185,9 +188,3 @@ def _duration(text: str) -> timedelta:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time: a number and s, m, h, d or w, like 14d")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d{0,3}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 9999")
-    return int(text)

@@ -149,7 +149,7 @@ def _existing(target: str) -> Database:
 
 
 def _age_ms(text: str) -> int:
-    found = re.fullmatch(r"([0-9]+)([hdw])", text)
+    found = re.fullmatch(r"([0-9]{1,6})([hdw])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no age; write 90d, 12h or 4w")
     return int(found[1]) * _UNITS_S[found[2]] * 1000

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,7 +83,11 @@ def _check(folder: Path, form: Name, format: Format) -> None:  # noqa: A002
     if FORMS[form].schema is None and format != "jsonl":
         raise ExportError(f"Providers take {form} as JSON lines only. Leave out --format {format}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} is there already. Name a new folder with --out; nothing was written.")
+        raise ExportError(_taken(folder))
+
+
+def _taken(folder: Path) -> str:
+    return f"{folder} is there already. Name a new folder with --out; nothing was written."
 
 
 def _nothing(rows: Stream[Any], split: Split) -> str:
@@ -107,20 +112,25 @@ def _staged(folder: Path) -> Iterator[Path]:
         staged.replace(folder)
         sync(folder.parent)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.is_dir():  # another export was quicker
+            raise ExportError(_taken(folder)) from error
         raise ExportError(f"{folder} cannot be written: {error}. Free some space, or choose another place.") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
 def _write(rows: Stream[Any], staged: Path, form: Name, format: Format) -> int:  # noqa: A002
-    """Writes rows and their ids, and returns how many there were."""
+    """Writes rows and their ids, and returns how many there were; without a row nothing, since not every format can be empty."""
+    left = iter(rows)
+    if (first := next(left, None)) is None:
+        return 0
     with (staged / IDS).open("w", encoding="utf-8") as ids:
         count = 0
 
         def fields() -> Iterator[dict[str, Any]]:
             nonlocal count
             kept: Kept[Any]
-            for kept in rows:
+            for kept in chain([first], left):
                 count += 1
                 ids.write(f"{kept.id}\n")
                 yield FORMS[form].fields(kept)

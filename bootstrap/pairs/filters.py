@@ -63,6 +63,8 @@ class Filters:
                 raise TrainingDataError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}.")
         if not (0 <= self.shortest <= 1 <= self.longest and self.context_chars > 0):
             raise TrainingDataError("shortest must be from 0 to 1, longest 1 or more, and context_chars above 0.")
+        if not 0 <= self.seed < 2**32:
+            raise TrainingDataError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}.")
 
 
 BOILERPLATE, NEAR_DUPLICATE, HELD_OUT = "boilerplate", "near-duplicate", "near a held-out prompt"

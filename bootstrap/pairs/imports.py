@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from aligner_chain.exchange import Correction, Exchange, edits_between
+from bootstrap.errors import TrainingDataError
 from bootstrap.pairs.filters import IMPORTED
 from bootstrap.pairs.reading import PREFERENCE, TRIPLE, parse_preference, parse_triple, read_rows
 from bootstrap.pairs.values import Source, Triple
@@ -65,9 +67,10 @@ def import_file(
         upstream: the model that gave the answers, as `name@version`, where that is known.
 
     Raises:
-        TrainingDataError: lines are bad; the first 20 are named and nothing was imported.
+        TrainingDataError: lines are bad (the first 20 are named), or it is a pipe. Nothing was imported.
         RecordError: a row cannot be stored; nothing was imported.
     """
+    _require_readable_twice(Path(path))
     for record in _records(path, form, source, upstream):
         encoded(record)
     rows, new, splits = 0, 0, Counter[str]()
@@ -77,6 +80,15 @@ def import_file(
         rows += len(batch)
         splits.update(record.split for record in batch)
     return Imported(rows=rows, new=new, splits=dict(splits))
+
+
+def _require_readable_twice(path: Path) -> None:
+    """Refuses a pipe: it is looked through before anything is written, and would be empty then."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise TrainingDataError(
+            f"{path} is no file but a pipe or the like, and an import reads its rows twice: nothing of a bad file is taken. "
+            "Nothing was imported. Write the rows to a file first, and name that:  ... > rows.jsonl"
+        )
 
 
 def _records(path: str | os.PathLike[str], form: Form, source: Source | None, upstream: str | None) -> Iterator[Record]:

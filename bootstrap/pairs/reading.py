@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from aligner_chain.exchange import Exchange, Turn
-from aligner_chain.jsonl import unreadable
+from aligner_chain.jsonl import object_of, unreadable
 from bootstrap.errors import TrainingDataError
 from bootstrap.pairs.values import Pair, Source, Triple
 from bootstrap.records import is_unicode
@@ -158,10 +158,8 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 def _read_line(line: str, parse: Callable[[object], T]) -> T | _Bad:
     try:
-        return parse(json.loads(line))
-    except json.JSONDecodeError as error:
-        return _Bad(f"it is no JSON ({error.msg}, column {error.colno})")
-    except (ValueError, RecursionError) as error:
+        return parse(object_of(line))
+    except ValueError as error:
         return _Bad(str(error))
 
 

@@ -110,7 +110,7 @@ def adapter_settings(folder: Path) -> Mapping[str, Any]:
     """What an adapter says of itself; nothing where a folder holds none."""
     try:
         content = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from bootstrap.errors import RegistryError
 from bootstrap.files import file_sha256, is_disk_error, sync
@@ -62,13 +64,26 @@ def explaining_disk(home: Path, problem: str) -> Iterator[None]:
     except Exception as error:  # Rust libraries raise a bare Exception on a full disk; the rest is passed on.
         if not is_disk_error(error):
             raise
-        free = shutil.disk_usage(home).free / 2**20
-        raise RegistryError(
-            f"{problem} in {home}: {error}\n"
-            f"What was half written is removed ({free:,.1f} MiB are free now); the served pair is as it was.\n"
-            "Free disk space, or keep the registry on another disk:  export ALIGNER_HOME=/path/with/space\n"
-            "See what it holds:  aligner-bootstrap registry list"
-        ) from error
+        raise RegistryError(f"{problem} in {home}: {error}\n{_ways_out(home, error)}") from error
+
+
+def _ways_out(home: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _IN_THE_WAY:
+        return (
+            "What was half written is removed; the served pair is as it was.\n"
+            "See what is there and who may write it, mend that, and run the command again:\n"
+            f"  ls -la {quote(str(home))}"
+        )
+    free = shutil.disk_usage(home).free / 2**20
+    return (
+        f"What was half written is removed ({free:,.1f} MiB are free now); the served pair is as it was.\n"
+        "Free disk space, or keep the registry on another disk:  export ALIGNER_HOME=/path/with/space\n"
+        "See what it holds:  aligner-bootstrap registry list"
+    )
+
+
+_IN_THE_WAY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR})
+"""Errors of a place that more room would not mend."""
 
 
 def _files(folder: Path) -> dict[str, Path]:

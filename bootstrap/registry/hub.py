@@ -110,7 +110,7 @@ def _check_settings(folder: Path, repo: str) -> None:
     for path in (folder / name for name in _SETTINGS if (folder / name).exists()):
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RegistryError(f"{path.name} of {repo} cannot be read: {error}. Nothing was kept.") from error
         if not isinstance(told, dict):
             raise RegistryError(f"{path.name} of {repo} holds no JSON object. Nothing was kept.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, overload
 
@@ -313,7 +314,7 @@ class Registry:
         """
         if keep < 0 or grace_s < 0:
             raise ValueError(f"keep and grace_s must not be negative; they are {keep} and {grace_s}")
-        since = datetime.now(UTC) - timedelta(seconds=grace_s)
+        since = datetime.fromtimestamp(max(0.0, time.time() - grace_s), UTC)
         with self._database.read() if dry_run else self._database.write() as connection:
             used = cleaning.in_use(connection, self._catalogue, keep=keep, since=since)
             unused = cleaning.unused(connection, self._catalogue, used)

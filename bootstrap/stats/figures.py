@@ -35,6 +35,8 @@ Histogram = dict[float, tuple[int, float]]
 
 _C = CORRECTIONS.c
 _NONE = (0, 0.0)
+_SMALL = 2.0**-64
+"""Scores are added up as so small a part of them, without loss: the sum of finite ones is then finite."""
 _LAST_DAY = (date.max - date(1970, 1, 1)).days
 
 
@@ -193,7 +195,7 @@ def opinions(connection: Connection, since_ms: int) -> Opinions:
     """What people said since a time, in one query."""
     columns, value = FEEDBACK.c, cast(FEEDBACK.c.value, Text)
     said = case((columns.kind.in_(("thumb", "review")), value), else_="")
-    score = case((columns.kind == "score", cast(value, Float)), else_=0.0)
+    score = case((columns.kind == "score", cast(value, Float) * _SMALL), else_=0.0)
     given = select(columns.kind, said.label("said"), score.label("score")).where(columns.at_ms >= since_ms).subquery()
     names = (given.c.kind, given.c.said)
     rows = connection.execute(select(*names, func.count(), func.sum(given.c.score)).group_by(*names))
@@ -210,7 +212,7 @@ def opinions(connection: Connection, since_ms: int) -> Opinions:
         edits=counts["edit", ""],
         comments=counts["comment", ""],
         scores=scores,
-        mean_score=_share(scored, scores),
+        mean_score=scored / scores / _SMALL if scores else None,
     )
 
 

@@ -213,6 +213,17 @@ export(CorrectionStore(sys.argv[1]), sys.argv[2], progress=progress)
     assert check(tmp_path / "out", filled).good
 
 
+def test_of_two_exports_into_one_folder_the_second_is_told_so(filled, tmp_path):
+    def overtaken(what, number):
+        if not (tmp_path / "out").exists():
+            export(filled, tmp_path / "out")
+
+    with pytest.raises(ExportError, match=r"is there already\. Name a new folder"):
+        export(filled, tmp_path / "out", progress=overtaken)
+    assert check(tmp_path / "out", filled).good
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
 def test_an_error_leaves_nothing(filled, tmp_path):
     def fail(what, number):
         raise KeyboardInterrupt
@@ -223,6 +234,13 @@ def test_an_error_leaves_nothing(filled, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"):
         export(filled, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "datasets"])
+def test_an_export_without_a_row_is_none(store, tmp_path, kind):
+    with pytest.raises(ExportError, match="No row is left of 0 corrections"):
+        export(store, tmp_path / "out", format=kind)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_filter_that_leaves_out_what_somebody_wants_says_how_to_keep_it(tmp_path, capsys):

@@ -104,21 +104,21 @@ def test_show(say, store):
     assert "nothing was said" in say("--correction", "000001", "--show")[1]
     store.add_feedback(
         [
-            Feedback(kind="comment", value="\x1b[31mred\nline", author="ann", correction_id="000000", at_ms=0),
+            Feedback(kind="comment", value="\x1b[31mred \ud800\nline", author="ann", correction_id="000000", at_ms=0),
             Feedback(kind="review", value=False, run_id="r", at_ms=10**18),
         ]
     )
     shown = say("--run", "r", "--show")[1]
     assert shown.splitlines() == [
         "000000 (corrected)",
-        "  1970-01-01 00:00:00  comment  \\x1b[31mred",
+        "  1970-01-01 00:00:00  comment  \\x1b[31mred \\ud800",
         "    line by ann",
         "  1000000000000000000 ms  review   reject",
         "000001 (corrected)",
         "  1000000000000000000 ms  review   reject",
     ]
     found = json.loads(say("--correction", "000000", "--show", "--json")[1])
-    assert [one["value"] for one in found[0]["feedback"]] == ["\x1b[31mred\nline", False]
+    assert [one["value"] for one in found[0]["feedback"]] == ["\x1b[31mred \ud800\nline", False]
 
 
 def test_a_file_is_written_whole_and_once(say, store, tmp_path):
@@ -137,7 +137,8 @@ def test_a_file_is_written_whole_and_once(say, store, tmp_path):
 def test_every_bad_line_of_a_file_is_told_and_none_is_written(say, store, tmp_path):
     good = '{"kind": "thumb", "value": true, "run_id": "r"}'
     bad = {
-        "not JSON": "Expecting value",
+        "not JSON": "it is no JSON (Expecting value, column 1)",
+        '{"kind": "thumb", "value": ': "it is no JSON (Expecting value, column 28)",
         "[1]": "not a JSON object",
         '{"kind": "thumb"}': '"value" is missing',
         '{"kind": "thumb", "value": 1, "run_id": "r"}': "True (up) or False (down)",

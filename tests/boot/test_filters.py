@@ -106,7 +106,15 @@ def test_a_filter_can_be_switched_off(make_correction, off, fields):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"off": ("unchanged",)}, {"off": ("typo",)}, {"near_duplicate": 0}, {"shortest": 2}, {"context_chars": 0}],
+    [
+        {"off": ("unchanged",)},
+        {"off": ("typo",)},
+        {"near_duplicate": 0},
+        {"shortest": 2},
+        {"context_chars": 0},
+        {"seed": -1},
+        {"seed": 2**32},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(TrainingDataError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -75,6 +76,16 @@ def test_an_import_that_was_cut_short_is_completed(store, lines, monkeypatch):
     monkeypatch.undo()
     assert import_file(store, path).new == 700
     assert store.count() == 1200
+
+
+def test_a_pipe_is_refused_before_its_rows_are_gone(store):
+    reading, writing = os.pipe()
+    os.write(writing, b'{"question": "q", "answer": "a", "correction": "b"}\n')
+    os.close(writing)
+    with pytest.raises(TrainingDataError, match=r"is no file but a pipe .* Nothing was imported"):
+        import_file(store, f"/dev/fd/{reading}")
+    assert b"question" in os.read(reading, 100)
+    os.close(reading)
 
 
 @pytest.mark.parametrize("row", [PREFERENCE, MESSAGES])

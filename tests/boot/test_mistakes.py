@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -104,3 +105,34 @@ def test_what_is_misspelt_is_answered_with_what_is_near(capsys: pytest.CaptureFi
     told = capsys.readouterr().err
     assert "Did you mean --quick?" in told
     assert "aligner-bootstrap demo --help" in told
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "report N",
+        "gate explain N",
+        "round status N",
+        "round abort N",
+        "registry gc --grace N",
+        "review --store s --limit N",
+        "review --store s --port N",
+        "delete --store s --older-than Nw",
+    ],
+    ids=lambda typed: typed.partition(" N")[0],
+)
+def test_a_number_that_nothing_can_count_is_wrong_usage(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(typed.replace("N", "9" * 30).split())
+    assert ended.value.code == 2
+    assert f"'{'9' * 30}" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_before_the_end_is_no_error(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "bootstrap.cli", "registry", "list", "--home", str(tmp_path)]
+    user = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=user, timeout=120, check=False)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (1, b"")

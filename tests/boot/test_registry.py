@@ -164,23 +164,29 @@ def test_what_a_writer_raises_is_passed_on_and_nothing_is_left(registry, error):
     assert registry.add("aligner", weights(), {}).number == 1
 
 
+FULL = ("MiB are free now", "export ALIGNER_HOME=/path/with/space")
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "ways"),
     [
-        OSError(28, "No space left on device"),
-        PermissionError(13, "Permission denied"),
-        Exception("No space left on device (os error 28)"),  # what the tokenizers library raises
+        (OSError(28, "No space left on device"), FULL),
+        (PermissionError(13, "Permission denied"), ("who may write it", "ls -la")),
+        (IsADirectoryError(21, "Is a directory"), ("who may write it", "ls -la")),
+        (Exception("No space left on device (os error 28)"), FULL),  # what the tokenizers library raises
     ],
+    ids=["full", "denied", "folder", "full for Rust"],
 )
-def test_a_disks_error_says_the_way_out(registry, error):
+def test_a_disks_error_says_the_way_out(registry, error, ways):
     def fail(folder: Path) -> None:
         weights()(folder)
         raise error
 
     with pytest.raises(RegistryError, match="The aligner could not be saved in") as caught:
         registry.add("aligner", fail, {})
-    for part in (str(registry.home), str(error), "MiB are free now", "export ALIGNER_HOME=/path/with/space"):
+    for part in (str(registry.home), str(error), "half written is removed", *ways):
         assert part in str(caught.value)
+    assert ("Free disk space" in str(caught.value)) == (ways == FULL)
     assert caught.value.__cause__ is error
     assert files(registry.home) == []
 

@@ -239,6 +239,8 @@ def test_what_is_pulled_is_looked_at(registry, hub, parts, tmp_path):
         "words": ("names code that is to be run", {"tokenizer_config.json": json.dumps({"auto_map": code}).encode()}),
         "bare": ("config.json of ann/bare holds no JSON object", {"config.json": b"[]"}),
         "broken": ("config.json of ann/broken cannot be read", {"config.json": b"{"}),
+        "nested": ("config.json of ann/nested cannot be read", {"config.json": b"[" * 200_000}),
+        "knotted": ("is no aligner that can be served", {"aligner.json": b"[" * 200_000}),
         "list": ("does not hold a JSON object", {"aligner.json": b"[]"}),
         "key": ("unknown keys", {"aligner.json": aligner_json(parts, run="sh")}),
         "nan": (

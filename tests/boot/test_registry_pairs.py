@@ -245,6 +245,13 @@ def test_gc_removes_what_nobody_uses(registry):
     assert save(registry).number == 9
 
 
+@pytest.mark.parametrize("grace_s", [1e12, float("inf")])
+def test_a_grace_from_before_all_clocks_spares_everything(registry, grace_s):
+    save(registry)
+    promote(registry)
+    assert registry.collect_garbage(0, grace_s=grace_s).removed == ()
+
+
 def test_gc_goes_on_where_it_was_killed(registry):
     promote(registry)
     lone = save(registry)

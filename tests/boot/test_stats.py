@@ -130,6 +130,12 @@ def test_feedback(any_store: CorrectionStore) -> None:
     assert statistics(store, since_ms=1001).feedback == Opinions()
 
 
+def test_scores_at_the_end_of_what_is_finite_have_a_mean(any_store: CorrectionStore) -> None:
+    """JSON has no word for the infinity that their sum would be, and PostgreSQL refuses it."""
+    any_store.add_feedback([Feedback(kind="score", value=1.5e308, message_id="m") for _ in range(3)])
+    assert statistics(any_store).feedback.mean_score == pytest.approx(1.5e308)
+
+
 def test_names_without_end_take_no_memory_without_end(store: CorrectionStore, make_correction: Make) -> None:
     store.append(kept(make_correction(f"Q {n}?", upstream=f"model@{n:03}")) for n in range(MOST_NAMES + 20))
     found = statistics(store)

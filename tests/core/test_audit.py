@@ -337,6 +337,12 @@ def test_the_page_escapes_hostile_texts_and_loads_nothing() -> None:
     assert shown.text.count(HOSTILE) >= 4, "the corrector's name, the question, the answer and the error's class"
 
 
+def test_the_page_can_be_written_and_no_text_in_it_turns_the_direction() -> None:
+    rows = [row("half \ud800 \u202eturned yes", ok=True)]
+    text = page(audit({"ours": writing("half \ud800 \u202eturned no")}, rows))
+    assert "half ? \\u202eturned" in text.encode().decode()
+
+
 def test_the_page_holds_the_figures_and_up_to_so_many_examples(found: Audit) -> None:
     shown = page(audit({"ours": corrector(lambda one: f"{one.answer}!")}, [row(str(n), ok=True) for n in range(9)]))
     assert "ours: 9 answers" in shown
@@ -360,6 +366,9 @@ def rule(question, answer):
 
 def fragile(question, answer):
     raise RuntimeError("down\\nfor today")
+
+def loud(question, answer):
+    raise RuntimeError("\\x1b[31mdown")
 
 def _said(given):
     return AIMessage(rule(**given) + " Anything else?")
@@ -421,6 +430,11 @@ def test_without_json_it_is_a_table(traffic: Path, module: str, capsys: pytest.C
     assert lines[0] == ["rule", "copy", "refuse"]
     assert ["now", "equal", "to", "the", "right", "one", "100.0", "%", "0.0", "%", "0.0", "%"] in lines
     assert "no Aligner is served, so none but those named takes part" in errors
+
+
+def test_an_error_of_others_steers_no_terminal(traffic: Path, module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--audit", str(traffic), "--corrector", f"aligner={module}:loud"]) == 0
+    assert capsys.readouterr().err.endswith(r"first with RuntimeError: \x1b[31mdown" + "\n")
 
 
 def test_what_failed_is_counted_by_error_and_no_column_grows(

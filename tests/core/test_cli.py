@@ -368,3 +368,71 @@ def test_a_reader_that_leaves_early_causes_no_traceback(aligner: Path, tmp_path:
         errors = process.stderr.read()
     assert "Traceback" not in errors
     assert "BrokenPipeError" not in errors
+
+
+STREAMS = {name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "PYTHONIOENCODING")}
+
+
+def ran(redirected: str, *typed: str) -> subprocess.CompletedProcess[bytes]:
+    """The command in a shell, with streams as `redirected` says."""
+    shell = ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "aligner_chain.cli", *typed]
+    return subprocess.run(shell, capture_output=True, env=STREAMS, timeout=120, check=False)
+
+
+@pytest.fixture
+def replayed(tmp_path: Path) -> Path:
+    path = tmp_path / "corrections.jsonl"
+    path.write_text('{"question": "?", "answer": "Yes.", "correction": "No."}\n', encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("typed", "code"), [(["check", "--replay"], 1), (["--help"], 0)], ids=["check", "help"])
+def test_a_reader_that_has_gone_before_the_end_is_no_error(replayed: Path, typed: list[str], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "aligner_chain.cli", *typed, *([str(replayed)] if "check" in typed else [])]
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=STREAMS, timeout=120, check=False)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (code, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_behind_the_output_is_told_once(replayed: Path) -> None:
+    run = ran("> /dev/full", "check", "--replay", str(replayed))
+    assert run.returncode == 2
+    assert run.stderr == b"aligner-chain: The disk of a file is full. Free some space, and run the command again.\n"
+
+
+def test_closed_streams_are_empty_ones(aligner: Path, replayed: Path) -> None:
+    assert (ran("<&-", "correct", "--aligner", str(aligner)).returncode, ran("<&-", "--version").returncode) == (0, 0)
+    assert ran(">&-", "check", "--replay", str(replayed)).returncode == 0
+    quiet = ran("2>&-", "check", "--replay", str(replayed.with_name("none.jsonl")))
+    assert (quiet.returncode, quiet.stdout) == (2, b"")  # an error is no output
+
+
+def test_json_is_json_whatever_the_output_can_hold(aligner: Path, tmp_path: Path) -> None:
+    path, long = tmp_path / "answers.jsonl", f"{'Yes ' * WINDOW}\xe9 \U0001f600 \ud83d"
+    path.write_text(json.dumps({"question": "?", "answer": long}) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "aligner_chain.cli", "correct", "--aligner", str(aligner), "--json"]
+    run = subprocess.run(
+        [*command, "--file", str(path)],
+        capture_output=True,
+        env={**STREAMS, "PYTHONIOENCODING": "ascii"},
+        timeout=120,
+        check=False,
+    )
+    assert json.loads(run.stdout)["text"] == long
+
+
+def test_a_line_of_broken_json_is_told_with_the_place_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"question": \n', encoding="utf-8")
+    assert main(["check", "--replay", str(tmp_path / "broken.jsonl")]) == 2
+    assert "line 1: it is no JSON (Expecting value, column 14)." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "x", "9" * 30])
+def test_a_port_that_cannot_be_is_wrong_usage(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--port", port])
+    assert ended.value.code == 2
+    assert f"'{port}' is no whole number from 0 to 65535" in capsys.readouterr().err

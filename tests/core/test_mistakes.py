@@ -161,7 +161,7 @@ def test_what_is_misspelt_is_answered_with_what_is_near(
         ("latin.jsonl", "iconv -f latin1 "),
         ("wide.jsonl", "iconv -f utf-16 "),
         ("packed.jsonl.gz", "gunzip -c packed.jsonl.gz"),
-        ("deep.jsonl", "deep.jsonl, line 1: maximum recursion depth"),
+        ("deep.jsonl", "deep.jsonl, line 1: it is nested too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why(

@@ -63,8 +63,8 @@ def test_what_belongs_together_is_said(options: list[str], told: str, capsys: py
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--max-body", "1e6", "'1e6' is not a whole number"),
-        ("--max-requests", "0", "'0' is not a whole number"),
+        ("--max-body", "1e6", "'1e6' is no whole number"),
+        ("--max-requests", "0", "'0' is no whole number"),
         ("--grace", "5m", "'5m' is no number of seconds"),
         ("--timeout", "nan", "'nan' is no number of seconds"),
     ],
