@@ -7,6 +7,7 @@ accepted, as a decoder would do it. Two yardsticks: plain decoding, one token a 
 correction and drafts, in each forward, the longest run of the answer that comes next. `ratio` is the drafter's tokens per
 forward over the oracle's, pooled over the rows, with a bootstrap interval over rows. `speed` is estimated from a cost
 curve: the cost of plain decoding over that of all forwards with all drafted tokens, decoding alone, without the prompt.
+`speed_on_fp32` is that of the same drafts on a CPU in fp32: what it would cost there to draft as if tokens cost nothing.
 
 Beside the recorded sets stand answers with edits made for the purpose. The folder of data has one folder a set, each with
 train.jsonl and dev.jsonl (`question`, `answer`, `correction`); the tokenizer, a byte-level BPE, is trained on the train
@@ -67,6 +68,7 @@ class Replay:
     forwards: int = 0
     drafted: int = 0
     cost: float = 0.0
+    cpu_cost: float = 0.0
     seconds: float = 0.0
 
 
@@ -151,10 +153,14 @@ def chosen_tokens(branches: Iterable[Sequence[int]], coming: Ids) -> Ids:
 def count(result: Replay, branches: Sequence[Sequence[int]], curve: CostCurve, beside: int) -> None:
     """A row bears what its tokens add to a forward, and its share of what the forward costs anyway."""
     drafted = sum(map(len, branches))
-    share = curve.cost(beside + 1) / (beside + 1)
     result.forwards += 1
     result.drafted += drafted
-    result.cost += share + curve.cost(beside + 1 + drafted) - curve.cost(beside + 1)
+    result.cost += cost(curve, drafted, beside)
+    result.cpu_cost += cost(CPU_FP32, drafted, beside)
+
+
+def cost(curve: CostCurve, drafted: int, beside: int) -> float:
+    return curve.cost(beside + 1) / (beside + 1) + curve.cost(beside + 1 + drafted) - curve.cost(beside + 1)
 
 
 def figures(replays: list[Replay], curve: CostCurve, beside: int) -> dict[str, Any]:
@@ -172,6 +178,7 @@ def figures(replays: list[Replay], curve: CostCurve, beside: int) -> dict[str, A
         "ratio_95": [round(bound, 3) for bound in bootstrap(replays)],
         "drafted_per_token": round(sum(each.drafted for each in replays) / tokens, 2),
         "speed_pooled": round(tokens * plain / sum(each.cost for each in replays), 2),
+        "speed_on_fp32": round(tokens * cost(CPU_FP32, 0, beside) / sum(each.cpu_cost for each in replays), 2),
         "speed_mean": round(statistics.mean(len(each.row.correction) * plain / each.cost for each in replays), 2),
         "exact_copies": round(statistics.mean(each.row.answer == each.row.correction for each in replays), 3),
         "edit_ratio": round(statistics.mean(edit_ratio(each.row) for each in replays), 3),

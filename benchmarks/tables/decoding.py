@@ -99,14 +99,14 @@ def _beside_lookup(of: Mapping[str, Figures]) -> list[str]:
 
 def replayed(found: Figures) -> list[str]:
     head = ["recorded pairs", "edited, %", "oracle", "fp32: tokens per forward", "speed-up"]
-    head += ["bf16: tokens per forward", "speed-up", "flat: tokens per forward"]
+    head += ["bf16: tokens per forward", "speed-up", "flat: tokens per forward", "speed-up with these drafts in fp32"]
     rows = []
     for name, told in RECORDED.items():
         one = found["sets"][name]
         fp32, bf16 = one["fp32"], one["bf16"]
         cells = [f"{100 * fp32['edit_ratio']:.0f}", f"{fp32['oracle_tokens_per_forward']:.2f}"]
         cells += [_per_forward(fp32), f"{fp32['speed_pooled']:.2f}", _per_forward(bf16), f"{bf16['speed_pooled']:.2f}"]
-        rows.append([told, *cells, _per_forward(one["flat"])])
+        rows.append([told, *cells, _per_forward(one["flat"]), f"{one['flat']['speed_on_fp32']:.2f}"])
     return lines(head, rows)
 
 
