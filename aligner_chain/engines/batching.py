@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aligner_chain.engines import onednn
-from aligner_chain.engines.drafting import CostCurve, Drafter, Habits
+from aligner_chain.engines.drafting import FIRST, CostCurve, Drafter, Habits, first_draft
 from aligner_chain.engines.packed import Memory, Segment, forward
 from aligner_chain.engines.rows import Row, drawn, wide
 
@@ -30,8 +30,6 @@ TOKENS = 2048
 """Most tokens of one forward; a longer prompt is read in parts, so that the others are not held up."""
 LOGITS = 2**26
 """Most logits of one forward, except for a draft that is to be scored as a whole: rows of logits x vocabulary."""
-FIRST = 256
-"""Most tokens of a row's first draft."""
 EARLY = 16
 """Most tokens that the first draft of a streamed row adds to its first forward, so that its first text comes early."""
 _CACHED = 2**17
@@ -282,7 +280,8 @@ class RunningBatch:
         request = running.row.ticket.request
         if not request.choices or request.draft is None:
             return True
-        curve, length, read = self._measured(), min(FIRST, len(request.draft.ids)), len(running.pending)
+        curve, read = self._measured(), len(running.pending)
+        length = min(first_draft(curve), len(request.draft.ids))
         now = curve.cost(read + length) - curve.cost(read)
         later = (1 - self._kept) * curve.cost(1 + length)
         return now < later

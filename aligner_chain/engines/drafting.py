@@ -41,6 +41,9 @@ GAIN, HALF = 1.6, 4.0
 RUN_SLACK, COMB_SLACK, GUESS_SLACK, FLAT = 0.95, 0.97, 0.5, 1.3
 """Where a forward of 16 tokens costs less than FLAT times one of a single token, forwards count more than tokens, since
 each of them costs what no curve shows. Then, of sizes that bring so much of the best rate, the largest is drafted."""
+FIRST, FIRST_COST = 256, 8.0
+"""Most tokens of a row's first draft, and what it may cost at most, in forwards of one token: nobody knows yet whether the
+answer is being rewritten, and where it is copied two drafts cost one forward more than one."""
 PLACE, SENTENCE, AFTER_TWO, AFTER_ONE = 4, 4, 8, 3
 """Most tokens of a branch, by the kind of guess."""
 FREQUENT = 16
@@ -130,6 +133,13 @@ class Habits:
 
 
 @lru_cache(4096)
+def first_draft(curve: CostCurve) -> int:
+    """Most tokens of a row's first draft."""
+    affordable = (1 + FIRST_COST) * curve.cost(1)
+    return next((size for size in range(FIRST, 1, -1) if curve.cost(1 + size) <= affordable), 1)
+
+
+@lru_cache(4096)
 def run_length(curve: CostCurve, run: int, beside: int) -> int:
     """The length of a draft that goes on, if `run` of its tokens are right on average."""
     return _largest(
@@ -173,7 +183,7 @@ class Drafter:
         context: The prompt; read only where an edit turns out to be longer than a few tokens.
         ends: Ids of tokens at which a sentence or a line ends.
         curve: What a forward costs.
-        first: Most tokens of the first draft; None: all of it, whatever it costs. It doubles as long as drafts are
+        first: Most tokens of the first draft, as far as it pays; None: all of it, whatever it costs. It doubles as long as drafts are
             accepted whole, so that a long answer that turns into a short one costs little.
         habits: What other rows have taught, and where this one adds to it.
     """
@@ -185,7 +195,7 @@ class Drafter:
         context: Sequence[int] = (),
         ends: Set[int] = frozenset(),
         curve: CostCurve,
-        first: int | None = 256,
+        first: int | None = FIRST,
         habits: Habits | None = None,
     ) -> None:
         self._eos = original[-1]
@@ -194,7 +204,9 @@ class Drafter:
         self._indexed = 0
         self._ends, self._curve, self._habits = ends, curve, habits or Habits()
         self._anchor = self._gap = 0  # the place of the answer up to which the output follows it; tokens since
-        self._reach = self._end if first is None else max(first, 1)  # 0 from the first difference on
+        self._reach = (
+            self._end if first is None else max(min(first, first_draft(curve)), 1)
+        )  # 0 from the first difference on
         self._whole = first is None
         self._trust, self._run = self._habits.trust, RUN_START
         self._differences = 0

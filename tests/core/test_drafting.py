@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligner_chain.engines import drafting
-from aligner_chain.engines.drafting import COMBS, CPU_BF16, CPU_FP32, RUNS, CostCurve, Drafter, comb_size, run_length
+from aligner_chain.engines.drafting import (
+    COMBS,
+    CPU_BF16,
+    CPU_FP32,
+    FIRST,
+    RUNS,
+    CostCurve,
+    Drafter,
+    comb_size,
+    first_draft,
+    run_length,
+)
 
 EOS, STOP = 99, 7
 CURVES = st.sampled_from([CPU_BF16, CPU_FP32])
@@ -112,6 +123,14 @@ def test_a_rewrite_costs_the_first_draft_and_three_more_at_most(length, first, w
     assert drafted(proposals[:1]) <= first
     assert len([branches for branches in proposals[1:] if branches]) <= 3
     assert proposals[4:] == [()] * len(proposals[4:])
+
+
+def test_a_first_draft_is_as_long_as_it_may_cost():
+    assert first_draft(CostCurve.measured({1: 1, 64: 1.05, 256: 1.5})) == FIRST
+    assert (
+        first_draft(CostCurve.measured({1: 2, 101: 22})) == 80
+    )  # a fifth of a unit each, and eight forwards cost sixteen
+    assert first_draft(CostCurve.measured({1: 1, 2: 100})) == 1
 
 
 @pytest.mark.parametrize("curve", [CPU_BF16, CPU_FP32])
