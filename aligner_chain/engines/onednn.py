@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BYTES = 2 * 2**30
 """Most bytes of the copy."""
+LEAST = 2**17
+"""Multiplications below which torch's own product is faster: one of oneDNN takes some ten microseconds before it begins."""
 
 _log = logging.getLogger(__name__)
 _EXACT = 16
@@ -33,9 +35,11 @@ class PackedLinear(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (the name that torch gave it)
         ready = self._sorted
-        if ready is not None and torch.is_inference_mode_enabled() and ready.of == _state(self.weight):
-            return _product(input, ready.weight, self.bias)
-        return super().forward(input)
+        if ready is None or not torch.is_inference_mode_enabled() or input.numel() * self.out_features < LEAST:
+            return super().forward(input)
+        if ready.of != _state(self.weight):
+            return super().forward(input)
+        return _product(input, ready.weight, self.bias)
 
 
 class _Sorted:

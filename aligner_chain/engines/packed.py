@@ -174,11 +174,11 @@ def forward(model: PreTrainedModel, segments: Sequence[Segment], size: Callable[
         ids += segment.ids
         positions += segment.positions
         kept += range(len(ids) - segment.wanted, len(ids))
-    wanted = len(kept)
-    filled = _filled(ids, size), _filled(positions, size), _filled(kept, size)
+    wanted, device = len(kept), model.device
+    filled = (torch.tensor(_filled(values, size), device=device) for values in (ids, positions, kept))
     _active.segments = segments
     try:
-        return _run(model, *(torch.tensor(values, device=model.device) for values in filled))[:wanted]
+        return _run(model, *filled)[:wanted]
     finally:
         _active.segments = None
 
@@ -188,7 +188,16 @@ def _filled(values: list[int], size: Callable[[int], int]) -> list[int]:
 
 
 def _run(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=kept.long())
+    # A mask with four dimensions is taken to be made already, and `_attention` needs none: models make theirs from the
+    # positions otherwise, at every forward.
+    mask = ids.new_zeros(1, 1, 1, 1)
+    output = model(
+        input_ids=ids[None],
+        attention_mask=mask,
+        position_ids=positions[None],
+        use_cache=False,
+        logits_to_keep=kept.long(),
+    )
     logits: torch.Tensor = output.logits[0]
     return logits
 
@@ -216,9 +225,12 @@ def _attention(
         end = start + segment.size
         keys, values = segment.memory.write(layer, key[0, :, start:end], value[0, :, start:end])
         rows = segment.attend(query[0, :, start:end], keys, values, scale=scaling, window=sliding_window)
+        if rows.shape[1] == output.shape[1]:
+            return rows.transpose(0, 1)[None], None
         output[0, start:end] = rows.transpose(0, 1)
         start = end
-    output[0, start:] = 0
+    if start < output.shape[1]:
+        output[0, start:] = 0
     return output, None
 
 

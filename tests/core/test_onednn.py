@@ -22,6 +22,14 @@ from aligner_chain.engines.packed import Memory, Segment, forward, prepare
 pytestmark = pytest.mark.skipif(
     not onednn.multiplies(torch.zeros(1, 1)), reason="torch has no oneDNN products for this processor"
 )
+
+
+@pytest.fixture(autouse=True)
+def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models here are so small that torch's own products would be faster."""
+    monkeypatch.setattr(onednn, "LEAST", 0)
+
+
 IDS = torch.tensor([[5, 7, 3, 9, 11, 2, 30]])
 
 
@@ -171,6 +179,20 @@ def test_the_copy_takes_no_more_than_it_may() -> None:
     assert 0 < some < sum(isinstance(layer, torch.nn.Linear) for layer in model.modules())
     assert pack(model, 2 * largest) <= 2 * largest
     assert sorted_layers(model) == some  # what was sorted before counts
+
+
+def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: list[int] = []
+    product = onednn._product
+    monkeypatch.setattr(onednn, "_product", lambda rows, *rest: multiplied.append(len(rows)) or product(rows, *rest))
+    model: Any = torch.nn.Sequential(torch.nn.Linear(256, 128))
+    pack(model)
+    monkeypatch.setattr(onednn, "LEAST", 2**17)
+    multiplied.clear()
+    with torch.inference_mode():
+        for rows in (1, 3, 4, 40):
+            model(torch.zeros(rows, 256))
+    assert multiplied == [4, 40]
 
 
 def test_few_numbers_of_rows_occur_and_none_is_much_too_large() -> None:
