@@ -37,7 +37,7 @@ class PackedLinear(torch.nn.Linear):
         ready = self._sorted
         if ready is None or not torch.is_inference_mode_enabled() or input.numel() * self.out_features < LEAST:
             return super().forward(input)
-        if ready.of != _state(self.weight):
+        if ready.of != _state(self.weight) or input.dtype != ready.weight.dtype:  # changed, or under autocast
             return super().forward(input)
         return _product(input, ready.weight, self.bias)
 

@@ -143,6 +143,12 @@ def test_training_goes_on_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(model(IDS).logits, plain(IDS).logits)
 
 
+def test_autocast_is_left_to_torch() -> None:
+    model, plain = packed(), random_model("Llama", dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (logits(model) - logits(plain)).abs().max() <= 3e-2 * logits(plain).abs().max()
+
+
 def test_adapters_go_around_them(tmp_path: Path) -> None:
     """Also one that brings a layer of its own, which PEFT makes as a copy of the packed one."""
     peft = pytest.importorskip("peft", reason="adapters need PEFT")
