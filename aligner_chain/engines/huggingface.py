@@ -50,7 +50,8 @@ class HuggingFaceEngine:
     it empty. `curve` is what a forward costs by its tokens, by which drafts are made long or short; None: it is measured
     when the first draft comes, in about a second at most. `sorted_bytes`, on an x86-64 CPU, is the most memory for a copy of
     the weights in the order that oneDNN multiplies fastest, which stays with the model; None: 2 GiB; 0: torch's own
-    products. `packed=False` takes the plain path: padded batches, token by token, without drafts and overlap. A model whose attention does not fit the packed path takes the plain one too; `plain_reason` then says why.
+    products. `packed=False` takes the plain path: padded batches, token by token, without drafts and overlap. A model
+    whose attention does not fit the packed path takes the plain one too; `plain_reason` then says why.
     """
 
     def __init__(
