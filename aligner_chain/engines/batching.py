@@ -337,7 +337,7 @@ class _Chosen:
         self._eos = tuple(eos)
         extra = list(self._measure(parts, logits))
         best = self._choose(parts, logits)
-        values = torch.cat([best.double(), *extra]).tolist()
+        values = torch.cat([best.double(), *extra]).tolist() if extra else best.tolist()
         self._best = [int(token) for token in values[: len(best)]]
         self._values = values[len(best) :]
 
@@ -373,14 +373,15 @@ class _Chosen:
         best = logits.argmax(-1)
         for part in parts:
             request, wanted = part.running.row.ticket.request, part.segment.wanted
+            if not wanted or not (request.bias or request.sampling.temperature > 0):
+                continue
             rows = logits[part.start : part.start + wanted]
-            first = wanted > 0 and not part.running.output
-            if first and request.bias:
+            if request.bias and not part.running.output:
                 rows = rows.double()
                 for token, nats in request.bias.items():
                     rows[0, token] += nats
                 best[part.start : part.start + wanted] = rows.argmax(-1)
-            if wanted and request.sampling.temperature > 0:
+            if request.sampling.temperature > 0:
                 best[part.start : part.start + wanted] = _drawn(part, rows)
         return best
 

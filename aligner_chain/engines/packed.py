@@ -219,19 +219,33 @@ def _attention(
         )
         return attended
     layer: Any = module.layer_idx
-    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    start = 0
+    start, tokens = 0, query.shape[2]
+    if len(_active.segments) == 1 and _active.segments[0].size == tokens:
+        rows = _attended(_active.segments[0], layer, query[0], key[0], value[0], scaling, sliding_window)
+        return rows.transpose(0, 1)[None], None
+    output = query.new_empty(1, tokens, query.shape[1], value.shape[3])
     for segment in _active.segments:
         end = start + segment.size
-        keys, values = segment.memory.write(layer, key[0, :, start:end], value[0, :, start:end])
-        rows = segment.attend(query[0, :, start:end], keys, values, scale=scaling, window=sliding_window)
-        if rows.shape[1] == output.shape[1]:
-            return rows.transpose(0, 1)[None], None
+        queries, keys, values = (states[0, :, start:end] for states in (query, key, value))
+        rows = _attended(segment, layer, queries, keys, values, scaling, sliding_window)
         output[0, start:end] = rows.transpose(0, 1)
         start = end
-    if start < output.shape[1]:
-        output[0, start:] = 0
+    output[0, start:] = 0
     return output, None
+
+
+def _attended(
+    segment: Segment,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """[heads, n, dim] of one segment, whose keys and values are written into its memory."""
+    keys, values = segment.memory.write(layer, key, value)
+    return segment.attend(query, keys, values, scale=scaling, window=window)
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
