@@ -55,20 +55,17 @@ def _harm(what: str, minutes: int, *reads: str) -> Recipe:
     return Recipe([f"python benchmarks/harm {what}"], minutes, reads)
 
 
-def _large(dtype: str, minutes: int) -> Recipe:
-    workloads = "copy_128 edits_3 copy_128_verdict"
-    return Recipe(
-        [f"python benchmarks/decode.py --model 100m --dtype {dtype} --pairs 15 --workload {workloads}"], minutes
-    )
-
-
 RECIPES = {
     "ablations": Recipe(["python benchmarks/ablations.py --work ablations-work"], 60),
     "bank": Recipe(["python benchmarks/bank --work bank-work"]),
     "checks": Recipe([f"python benchmarks/checks.py --data {DATA}"], 1),
     "collect": Recipe(["python benchmarks/collect.py"]),
-    "decode_100m_bfloat16": _large("bfloat16", 7),
-    "decode_100m_float32": _large("float32", 12),
+    "decode_100m_float32": Recipe(
+        [
+            "python benchmarks/decode.py --model 100m --dtype float32 --pairs 15 --workload copy_128 edits_3 copy_128_verdict"
+        ],
+        10,
+    ),
     "decode_tiny_float32": Recipe(
         [
             f"python benchmarks/decode.py --dtype float32 --data {DATA} --pairs 15",

@@ -42,7 +42,7 @@ TABLES: dict[str, Made] = {
     "collect.records": (collecting.records, ["collect"]),
     "decode.one_row": (decoding.one_row, ["decode_tiny_float32"]),
     "decode.many_rows": (decoding.many_rows, ["decode_tiny_float32"]),
-    "decode.100m": (decoding.large, ["decode_100m_float32", "decode_100m_bfloat16"]),
+    "decode.100m": (decoding.large, ["decode_100m_float32"]),
     "demo_rag": (others.demo_rag, ["demo_rag"]),
     "draft_replay": (decoding.replayed, ["draft_replay"]),
     "gates.sequential": (gates.sequential, ["gates"]),

@@ -45,10 +45,9 @@ def one_row(found: Figures) -> list[str]:
     )
 
 
-def large(*found: Figures) -> list[str]:
-    head = ["numbers", "workload", *OTHERS, "forwards"]
-    rows = [[_ours(of)["dtype"], name, *_beside_lookup(of)] for one in found for name, of in _known(one, ONE_ROW)]
-    return lines(head, rows)
+def large(found: Figures) -> list[str]:
+    head = ["workload", *OTHERS, "forwards"]
+    return lines(head, [[name, *_beside_lookup(of)] for name, of in _known(found, ONE_ROW)])
 
 
 def many_rows(found: Figures) -> list[str]:
