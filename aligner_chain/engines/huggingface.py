@@ -69,7 +69,8 @@ class HuggingFaceEngine:
         self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
         self.closed = False
         self.plain_reason = _plain_reason(model) if packed else "packed=False"
-        _sort_weights(model, sorted_bytes)
+        if self.plain_reason is None:  # on the plain path rows come in any number, and oneDNN keeps code for each
+            _sort_weights(model, sorted_bytes)
         self._eos = _eos_ids(model, tokenizer)
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._window = _window(model)

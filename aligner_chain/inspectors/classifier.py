@@ -68,7 +68,6 @@ class ClassifierInspector:
         self._ok, self._bad = self._chosen(ok), self._chosen(bad)
         self._check_labels(regression=kind == "regression")
         self._backend = _backend(model, tokenizer, max_tokens)
-        _sort_weights(self.model)
 
     @classmethod
     def from_pretrained(
@@ -151,12 +150,6 @@ class ClassifierInspector:
                 f"Which of the labels {', '.join(map(repr, self._labels))} mean that an answer is all right? Name them with "
                 "ok=, or those that mean the opposite with bad=; both only where labels are independent, and none in both."
             )
-
-
-def _sort_weights(model: PreTrainedModel) -> None:
-    from aligner_chain.engines.onednn import pack
-
-    pack(model)
 
 
 def _backend(model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int | None) -> Backend:

@@ -262,13 +262,6 @@ def test_threads_share_a_classifier(words: Any) -> None:
     assert copy.deepcopy(inspector) is inspector
 
 
-def test_a_classifier_has_its_weights_in_the_order_of_the_processor(words: Any) -> None:
-    from aligner_chain.engines import onednn
-
-    inspector = ClassifierInspector(bert(("bad", "good")), words, ok="good")
-    assert isinstance(inspector.model.classifier, onednn.PackedLinear) == onednn.multiplies(torch.zeros(1, 1))
-
-
 def test_scores_that_overflow_are_said(words: Any) -> None:
     model = bert(("bad", "good"))
     with torch.no_grad():

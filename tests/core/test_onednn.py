@@ -79,7 +79,7 @@ def test_an_engine_multiplies_with_them(rows: str, monkeypatch: pytest.MonkeyPat
         products.clear()
         texts.append(engine.submit([Request(key="", prompt=(5, 7, 3), max_new=20)])[0].result(60).ids)
         engine.close()
-        assert bool(products) == (most is None)
+        assert bool(products) == (most is None and rows == "packed")
     assert texts[0] == texts[1]
 
 
@@ -203,9 +203,9 @@ def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_few_numbers_of_rows_occur_and_none_is_much_too_large() -> None:
     made = {rows: rounded(rows) for rows in range(2049)}
-    assert all(rows <= size <= rows + min(7, rows // 5) for rows, size in made.items())
+    assert all(rows <= size <= rows + rows // 5 for rows, size in made.items())
     assert all(rounded(size) == size for size in made.values())
-    assert len(set(made.values())) < 300
+    assert len(set(made.values())) < 80
 
 
 def test_what_fills_a_forward_up_is_seen_by_none() -> None:
