@@ -167,7 +167,7 @@ def figures(replays: list[Replay], curve: CostCurve, beside: int) -> dict[str, A
     tokens = sum(len(each.row.correction) for each in replays)
     forwards = sum(each.forwards for each in replays)
     oracle_forwards = sum(each.row.oracle_forwards for each in replays)
-    plain = curve.cost(beside + 1) / (beside + 1)
+    plain = cost(curve, 0, beside)
     return {
         "rows": len(replays),
         "tokens": tokens,

@@ -183,8 +183,8 @@ class Drafter:
         context: The prompt; read only where an edit turns out to be longer than a few tokens.
         ends: Ids of tokens at which a sentence or a line ends.
         curve: What a forward costs.
-        first: Most tokens of the first draft, as far as it pays; None: all of it, whatever it costs. It doubles as long as drafts are
-            accepted whole, so that a long answer that turns into a short one costs little.
+        first: Most tokens of the first draft, as far as it pays; None: all of it, whatever it costs. It doubles as long
+            as drafts are accepted whole, so that a long answer that turns into a short one costs little.
         habits: What other rows have taught, and where this one adds to it.
     """
 
@@ -204,9 +204,8 @@ class Drafter:
         self._indexed = 0
         self._ends, self._curve, self._habits = ends, curve, habits or Habits()
         self._anchor = self._gap = 0  # the place of the answer up to which the output follows it; tokens since
-        self._reach = (
-            self._end if first is None else max(min(first, first_draft(curve)), 1)
-        )  # 0 from the first difference on
+        # 0 from the first difference on
+        self._reach = self._end if first is None else max(min(first, first_draft(curve)), 1)
         self._whole = first is None
         self._trust, self._run = self._habits.trust, RUN_START
         self._differences = 0

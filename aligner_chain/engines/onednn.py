@@ -48,7 +48,7 @@ class _Sorted:
     def __init__(self, weight: torch.Tensor) -> None:
         self.of = _state(weight)
         self._source = weight.detach()  # while it is held, no other tensor comes to lie at its address
-        self.weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)  # noqa: SLF001
+        self.weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(self._source, None)  # noqa: SLF001
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """A copy of a layer, deep or pickled, has weights of its own and begins without theirs in order."""

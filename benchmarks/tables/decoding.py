@@ -89,11 +89,9 @@ def _times(one: Figures) -> str:
 
 
 def _beside_lookup(of: Mapping[str, Figures]) -> list[str]:
-    ours, others = (
-        _ours(of),
-        (of[name] for name in ("aligner_chain_plain", "hf_prompt_lookup", "hf_prompt_lookup_best")),
-    )
-    return [ratio(ours["cpu"]), *map(_times, others), f"{ours['forwards']:.1f} of {ours['output_tokens']:.0f}"]
+    ours = _ours(of)
+    others = [_times(of[name]) for name in ("aligner_chain_plain", "hf_prompt_lookup", "hf_prompt_lookup_best")]
+    return [ratio(ours["cpu"]), *others, f"{ours['forwards']:.1f} of {ours['output_tokens']:.0f}"]
 
 
 def replayed(found: Figures) -> list[str]:
