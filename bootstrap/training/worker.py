@@ -261,5 +261,20 @@ def _end_with_caller() -> None:
     os._exit(1)
 
 
+def _end(status: int) -> None:
+    """Ends this process, past what the interpreter does at its own end.
+
+    There a C++ thread that still wants the interpreter's lock, of gloo or of the reducer, aborts it ("terminate called without
+    an active exception"). It was seen of a second process whose work was done; torchrun then ends the first, which writes.
+    """
+    if status == 0 and processes() > 1:
+        from torch import distributed
+
+        distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _end(main(sys.argv[1:]))

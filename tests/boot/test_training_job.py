@@ -147,6 +147,26 @@ def test_a_killed_worker_is_a_failed_job_that_can_go_on(inputs: Path, tmp_path: 
     assert refused.value.signal is None
 
 
+ABORTED_AT_ITS_END = """
+import atexit, os, runpy, sys
+atexit.register(os.abort)
+runpy.run_module("bootstrap.training.worker", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("data", "status"), [("pairs.jsonl", 0), ("nowhere.jsonl", 1)])
+def test_what_a_worker_did_stands_however_the_interpreter_would_end(
+    inputs: Path, tmp_path: Path, data: str, status: int
+) -> None:
+    """As C++ threads abort it there, now and then, that wait for the interpreter's lock."""
+    one = job(inputs, tmp_path, settings=replace(SETTINGS, steps=1), data=inputs / data)
+    one.work.mkdir(parents=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", ABORTED_AT_ITS_END, str(one.write())]
+    assert subprocess.run(command, env=environment, check=False, capture_output=True).returncode == status
+    assert one.out.exists() == (status == 0)
+
+
 def test_a_folder_is_for_one_job_at_a_time(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = job(inputs, tmp_path)
     one.work.mkdir(parents=True)
