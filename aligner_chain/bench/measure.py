@@ -5,17 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import comb
 from typing import TYPE_CHECKING
 
-from aligner_chain.bench.workloads import Case, Row, Workload
+from aligner_chain.bench.workloads import Case, Workload
 
 if TYPE_CHECKING:
     from aligner_chain.bench.decoders import Decoder
-
-_WARM_UP = 16
-"""Tokens that each decoder writes before it is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,22 +31,18 @@ def measure(
 ) -> dict[str, list[Sample]]:
     """Each decoder's samples, one per pair; fewer pairs where the workload has fewer cases.
 
-    In every pair all decoders decode the same case, one after the other.
+    In every pair all decoders decode the same case, one after the other. Each has decoded one whole case before: of what is
+    done once for a size of forwards, such as writing oneDNN's code for it, the first decoder would do the most.
     """
     for decoder in decoders:
         progress(f"{workload.name}: {decoder.name} warms up")
-        sample(decoder, tuple(_shortened(row) for row in workload.cases[0]))
+        sample(decoder, workload.cases[0])
     samples: dict[str, list[Sample]] = {decoder.name: [] for decoder in decoders}
     for number, case in enumerate(workload.measured(pairs), 1):
         for decoder in decoders:
             progress(f"{workload.name}: pair {number} of {pairs}, {decoder.name}")
             samples[decoder.name].append(sample(decoder, case))
     return samples
-
-
-def _shortened(row: Row) -> Row:
-    """The row with the start of its correction, which has all shapes of forwards and takes a fraction of the time."""
-    return replace(row, correction=row.correction[:_WARM_UP])
 
 
 def sample(decoder: Decoder, case: Case) -> Sample:

@@ -19,7 +19,7 @@ import torch
 from aligner_chain.engines import onednn
 from aligner_chain.engines.drafting import FIRST, CostCurve, Drafter, Habits, first_draft
 from aligner_chain.engines.packed import Memory, Segment, forward
-from aligner_chain.engines.rows import Row, drawn, wide
+from aligner_chain.engines.rows import Row, drawn, largest, wide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -370,7 +370,7 @@ class _Chosen:
                 yield wide(rows[-1:]).log_softmax(-1)[:, [*self._eos, *request.draft.ends]].logsumexp(-1).double()
 
     def _choose(self, parts: Sequence[Part], logits: torch.Tensor) -> torch.Tensor:
-        best = logits.argmax(-1)
+        best = largest(logits)
         for part in parts:
             request, wanted = part.running.row.ticket.request, part.segment.wanted
             if not wanted or not (request.bias or request.sampling.temperature > 0):
@@ -380,7 +380,7 @@ class _Chosen:
                 rows = rows.double()
                 for token, nats in request.bias.items():
                     rows[0, token] += nats
-                best[part.start : part.start + wanted] = rows.argmax(-1)
+                best[part.start : part.start + wanted] = largest(rows)
             if request.sampling.temperature > 0:
                 best[part.start : part.start + wanted] = _drawn(part, rows)
         return best

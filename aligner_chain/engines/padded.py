@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from aligner_chain.engines.rows import Row, drawn, wide
+from aligner_chain.engines.rows import Row, drawn, largest, wide
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -272,7 +272,7 @@ class _Noise:
 
     def choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         """The tokens [B] of logits [B, V]."""
-        best = logits.argmax(-1)
+        best = largest(logits)
         if self._temperatures is None:
             return best
         tokens = drawn(logits, self._temperatures, self._uniforms[:, step : step + 1])
