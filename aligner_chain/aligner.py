@@ -27,6 +27,7 @@ from aligner_chain.session import Reading, Session
 from aligner_chain.streaming import Pieces, awoken, woken
 from aligner_chain.telemetry import spans
 from aligner_chain.templates import CorrectionTemplate, get_template
+from aligner_chain.thoughts import whole
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -269,15 +270,16 @@ class Aligner:
         """
         require_exchanges(exchanges)
         with spans(self.identity, exchanges) as observed:
-            inspections = self.policy.inspect(exchanges, self.metadata)
-            jobs, tickets = self._start(exchanges, inspections, self._asked(criteria, strength, timeout))
+            spoken = [self.policy.spoken(one) for one in exchanges]
+            inspections = self.policy.inspect(spoken, self.metadata)
+            jobs, tickets = self._start(spoken, inspections, self._asked(criteria, strength, timeout))
             try:
                 running = [ticket.future for ticket in tickets if not ticket.future.done()]
                 if running:
                     wait(running, timeout=timeout)
             finally:
                 _cancel(tickets)
-            corrections = self.policy.serve(self._finished(jobs, inspections))
+            corrections = self._served(jobs, inspections, exchanges)
             observed.end(corrections)
             self._log(corrections, criteria)
         return corrections
@@ -293,8 +295,9 @@ class Aligner:
         """`correct` without blocking the event loop; cancelling the task cancels what is being decoded."""
         require_exchanges(exchanges)
         with spans(self.identity, exchanges) as observed:
-            inspections = await self._aside(self.policy.inspect, exchanges, self.metadata)
-            jobs, tickets = self._start(exchanges, inspections, self._asked(criteria, strength, timeout))
+            spoken = [self.policy.spoken(one) for one in exchanges]
+            inspections = await self._aside(self.policy.inspect, spoken, self.metadata)
+            jobs, tickets = self._start(spoken, inspections, self._asked(criteria, strength, timeout))
             try:
                 async with asyncio.timeout(timeout):
                     await asyncio.gather(
@@ -304,7 +307,7 @@ class Aligner:
                 pass  # told apart for each job by `_finish`
             finally:
                 _cancel(tickets)
-            corrections = await self._aside(self.policy.serve, self._finished(jobs, inspections))
+            corrections = await self._aside(self._served, jobs, inspections, exchanges)
             observed.end(corrections)
             self._log(corrections, criteria)
         return corrections
@@ -328,17 +331,18 @@ class Aligner:
         """
         require_exchanges([exchange])
         with spans(self.identity, [exchange]) as observed:
-            inspections = self.policy.inspect([exchange], self.metadata)
+            spoken = [self.policy.spoken(exchange)]
+            inspections = self.policy.inspect(spoken, self.metadata)
             asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)
-            [job], tickets = self._start([exchange], inspections, asked)
-            pieces = Pieces(self._assembly.reader(job))
+            [job], tickets = self._start(spoken, inspections, asked)
+            pieces = self._pieces(job, exchange)
             try:
                 for _ in woken(tickets, timeout):
                     if piece := pieces.next(tickets[0].ids):
                         yield piece
             finally:
                 _cancel(tickets)
-            [served] = self.policy.serve(self._finished([job], inspections))
+            [served] = self._served([job], inspections, [exchange])
             piece, correction = pieces.end(served)
             observed.end([correction])
             self._log([correction], criteria)
@@ -358,17 +362,18 @@ class Aligner:
         """`stream` without blocking the event loop."""
         require_exchanges([exchange])
         with spans(self.identity, [exchange]) as observed:
-            inspections = await self._aside(self.policy.inspect, [exchange], self.metadata)
+            spoken = [self.policy.spoken(exchange)]
+            inspections = await self._aside(self.policy.inspect, spoken, self.metadata)
             asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)
-            [job], tickets = self._start([exchange], inspections, asked)
-            pieces = Pieces(self._assembly.reader(job))
+            [job], tickets = self._start(spoken, inspections, asked)
+            pieces = self._pieces(job, exchange)
             try:
                 async for _ in awoken(tickets, timeout):
                     if piece := pieces.next(tickets[0].ids):
                         yield piece
             finally:
                 _cancel(tickets)
-            [served] = await self._aside(self.policy.serve, self._finished([job], inspections))
+            [served] = await self._aside(self._served, [job], inspections, [exchange])
             piece, correction = pieces.end(served)
             observed.end([correction])
             self._log([correction], criteria)
@@ -445,7 +450,8 @@ class Aligner:
                 "with a ClassifierInspector."
             )
         asked = replace(self._asked(criteria, None, None), score_only=True)
-        jobs, tickets = self._start(exchanges, [Inspection()] * len(exchanges), asked)
+        spoken = [self.policy.spoken(one) for one in exchanges]
+        jobs, tickets = self._start(spoken, [Inspection()] * len(exchanges), asked)
         wait([ticket.future for ticket in tickets])
         return [self._assembly.scores(job) if job.ticket else {} for job in jobs]
 
@@ -493,6 +499,17 @@ class Aligner:
             passed = self._assembly.correction(exchange, "approved", reason="it passed inspection")
             return Job(exchange, settled=passed)
         return self._assembly.job(exchange, asked)
+
+    def _served(
+        self, jobs: Sequence[Job], inspections: Sequence[Inspection], exchanges: Sequence[Exchange]
+    ) -> list[Correction]:
+        served = self.policy.serve(self._finished(jobs, inspections))
+        return [whole(*both) for both in zip(served, exchanges, strict=True)]
+
+    def _pieces(self, job: Job, exchange: Exchange) -> Pieces:
+        """What a stream hands out; the thoughts that nobody looked at come with the first text behind them."""
+        read, begin = self._assembly.reader(job), len(exchange.answer) - len(job.exchange.answer)
+        return Pieces(lambda ids: f"{exchange.answer[:begin]}{text}" if (text := read(ids)) else "")
 
     def _finished(self, jobs: Sequence[Job], inspections: Sequence[Inspection]) -> list[Correction]:
         corrections = [self._paired(self._assembly.finish(job)) for job in jobs]

@@ -11,6 +11,7 @@ from aligner_chain.checks import Checks
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange, edits_between
 from aligner_chain.inspectors import Inspector, passes, scored, worst
+from aligner_chain.thoughts import spoken
 
 Scores = Mapping[str, float]
 _NONE: Scores = MappingProxyType({})
@@ -44,6 +45,9 @@ class Policy:
         refusal: What is served in the place of an answer that would stay as it is although a criterion of the inspectors
             rates it below `floor`. "": the answer itself.
         floor: From 0 to 1.
+        thoughts: Whether answers begin with what the upstream thought, as `<think> ... </think>`, since its server does not
+            take that out. It then stays as it is, unseen by the Aligner, inspectors and checks, and what follows is corrected.
+            Not without need: who can make the upstream write these marks decides what is not looked at.
 
     Raises:
         ConfigurationError: A number is not between 0 and 1, there is a refusal that nothing decides on, or an inspector stands
@@ -59,6 +63,7 @@ class Policy:
     margin: float = 0.0
     refusal: str = ""
     floor: float = 0.0
+    thoughts: bool = False
 
     def __post_init__(self) -> None:
         strength = {} if self.strength is None else {"strength": self.strength}
@@ -90,6 +95,10 @@ class Policy:
     def holds(self) -> bool:
         """Whether a correction can still be refused when it has been written."""
         return bool(self.after or self.refusal) or self.checks != Checks.off()
+
+    def spoken(self, exchange: Exchange) -> Exchange:
+        """What of an exchange is looked at."""
+        return spoken(exchange) if self.thoughts else exchange
 
     def inspect(self, exchanges: Sequence[Exchange], metadata: AlignerMetadata) -> list[Inspection]:
         """What the inspectors say of the answers before they are corrected. Nothing raises: an error is its answers'."""

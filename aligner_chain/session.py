@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from aligner_chain.engines.base import Engine, Request, Ticket
 from aligner_chain.exchange import Correction, Exchange, uuid7
 from aligner_chain.streaming import closing_once
+from aligner_chain.thoughts import said
 
 if TYPE_CHECKING:
     from aligner_chain.aligner import Aligner
@@ -108,7 +109,7 @@ class Session:
         self._answer += chunk
         if len(self._answer) - self._told >= STEP:
             self._told = len(self._answer)
-            self._reading.tell(self._answer)
+            self._reading.tell(said(self._answer) if self.aligner.policy.thoughts else self._answer)
 
     def cancel(self) -> None:
         """Has the engine forget what it read; for an upstream that broke off. After a finish it does nothing."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aligner_chain.aligner import Aligner
 from aligner_chain.command_line import PORT, whole_number
 from aligner_chain.errors import ConfigurationError, MissingExtraError
+from aligner_chain.policy import Policy
 from aligner_chain.proxy.settings import Limits, Settings, function_at
 from aligner_chain.shared import hold
 
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(
         **given,
         aligner=_aligner(arguments),
+        policy=Policy(thoughts=True) if arguments.thoughts else None,
         criteria=tuple(arguments.criteria) if arguments.criteria else None,
         on_correction=function_at(arguments.on_correction) if arguments.on_correction else None,
         only_chat=arguments.only_chat,
@@ -187,6 +189,9 @@ def _add_corrections(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--criteria", nargs="+", metavar="NAME", help="what to judge by (default: as trained)")
     parser.add_argument(
         "--strength", type=float, help="0: nothing is corrected, 1: everything (default: as calibrated)"
+    )
+    parser.add_argument(
+        "--thoughts", action="store_true", help="answers begin with <think> ... </think>: leave that, correct the rest"
     )
     parser.add_argument("--timeout", type=_seconds, default=_DEFAULTS.timeout, metavar="S", help=_of("one correction"))
     parser.add_argument(

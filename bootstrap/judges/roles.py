@@ -15,6 +15,7 @@ from typing import Any
 
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
+from aligner_chain.thoughts import behind
 from bootstrap.errors import JudgeError, told
 from bootstrap.pairs import Source, Triple
 
@@ -34,11 +35,12 @@ class Annotation:
 
     def triple(self, exchange: Exchange, source: Source) -> Triple:
         """The row that teaches an Aligner to repair `exchange` like this, or to KEEP it where nothing changed."""
+        answer, text = behind(exchange.answer), behind(self.text)  # as `Policy(thoughts=True)` shows them
         return Triple(
             turns=exchange.turns,
-            answer=exchange.answer,
+            answer=answer,
             context=exchange.context,
-            correction=None if self.text == exchange.answer else self.text,
+            correction=None if text == answer else text,
             criteria=self.criteria,
             source=source,
         )

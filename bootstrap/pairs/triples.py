@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from aligner_chain.exchange import Correction
+from aligner_chain.thoughts import behind
 from bootstrap.pairs.filters import verdict
 from bootstrap.pairs.values import Source, Triple, TripleSet
 from bootstrap.records import Record, is_unicode
@@ -53,10 +54,12 @@ class VouchedTriples:
 
 def _triple(correction: Correction, text: str, source: Source) -> Triple:
     exchange = correction.exchange
+    # An upstream's thoughts are nothing that an Aligner is shown: `Policy(thoughts=True)`.
+    answer, wanted = behind(exchange.answer), behind(text)
     return Triple(
         turns=exchange.turns,
-        answer=exchange.answer,
-        correction=None if text == exchange.answer else text,
+        answer=answer,
+        correction=None if wanted == answer else wanted,
         context=exchange.context,
         # What the Aligner named is what its own text mends.
         criteria=correction.criteria if text == correction.text else (),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aligner_chain.exchange import Exchange, Turn
 from bootstrap.errors import NotEnoughPairsError, TrainingDataError
+from bootstrap.judges import Annotation
 from bootstrap.pairs import (
     Filters,
     Pair,
@@ -109,6 +110,16 @@ def test_triples_keep_what_was_approved_and_fix_what_was_corrected(make_correcti
         Triple(turns=right.exchange.turns, answer="fine", correction=None, context=("passage",), source="verified"),
         Triple(turns=wrong.exchange.turns, answer="bad", correction="good", criteria=("courteous",), source="verified"),
     )
+
+
+def test_triples_have_no_thoughts_in_them_and_pairs_have_those_of_both_sides(make_correction):
+    thinking = make_correction(answer="<think>bad?</think>\n\nbad", text="<think>bad?</think>\n\ngood")
+    [triple] = triples([thinking], source="verified").triples
+    assert (triple.answer, triple.correction) == ("bad", "good")
+    annotated = Annotation(text=thinking.text).triple(thinking.exchange, "annotated")
+    assert (annotated.answer, annotated.correction) == ("bad", "good")
+    [pair] = build_pairs([thinking], minimum=1).pairs
+    assert (pair.rejected, pair.chosen) == (thinking.exchange.answer, thinking.text)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("prometheus_client")
 
-from proxying import CLIENT, DONE, Upstream, asked, better, chunk, completion, deltas, event, proxy, streaming
+from proxying import CLIENT, DONE, Upstream, asked, better, chunk, completion, deltas, event, proxy, saying, streaming
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from aligner_chain import Aligner, Correction, Exchange
+from aligner_chain import Aligner, Correction, Exchange, Policy
 from aligner_chain.proxy.events import Decoder
 
 ROLE = chunk({"role": "assistant", "content": ""})
@@ -403,3 +403,16 @@ def test_events_are_read_wherever_their_bytes_are_cut() -> None:
         pieces = [wire[start : start + size] for start in range(0, len(wire), size)]
         assert [(one.raw, one.data) for piece in pieces for one in decoder.feed(piece)] == expected
     assert [one.data for one in Decoder().feed(b"data: old\r\rdata: new\r")] == ["old"]
+
+
+def test_what_an_upstream_thinks_aloud_stays_as_it_is(behind: Upstream) -> None:
+    """In the first frames it thinks of what is bad, which is not for the Aligner."""
+    events = [chunk({"content": text}) for text in ("<think>\nit is ", "bad\n</thi", "nk>\n\nThat is", " bad.")]
+    with proxy(behind.url, policy=Policy(thoughts=True)) as url:
+        behind.handler = streaming(ROLE, *events, END, DONE)
+        stream = CLIENT.post(f"{url}/chat/completions", json=asked(stream=True)).text
+        behind.handler = saying({"role": "assistant", "content": "<think>\nit is bad\n</think>\n\nThat is bad."})
+        whole = CLIENT.post(f"{url}/chat/completions", json=asked()).json()["choices"][0]
+    objects, [note] = split(stream)
+    assert said(objects) == whole["message"]["content"] == "<think>\nit is bad\n</think>\n\nThat is good."
+    assert note["outcome"] == whole["aligner"]["outcome"] == "corrected"

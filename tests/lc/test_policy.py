@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from pydantic import ValidationError
 
 from aligner_chain import Aligner, Checks, Correction, Exchange, Policy
 from aligner_chain.inspectors import CallableInspector
-from aligner_chain.langchain import AlignerCorrector
+from aligner_chain.langchain import AlignedChatModel, AlignerCorrector
 from aligner_chain.shared import configured
 
 ASKED: Any = {"question": "Where do I return it?", "answer": "See https://example.com/returns or go away."}
@@ -69,3 +70,17 @@ async def test_every_answer_has_a_line_in_the_log(caplog: pytest.LogCaptureFixtu
     assert [line["outcome"] for line in lines] == ["skipped", "corrected", "kept"]
     assert lines[1]["id"] == lines[2]["id"]
     assert "grumpy" not in caplog.text
+
+
+async def test_what_an_upstream_thinks_aloud_stays_as_it_is(models: SimpleNamespace) -> None:
+    mending = Aligner.scripted(lambda exchange: exchange.answer.replace("bad", "good"))
+    corrector = AlignerCorrector(mending, policy=Policy(thoughts=True))
+    for answer in ("<think>\nbad?\n</think>\n\nA bad one.", "bad?\n</think>\n\nA bad one."):
+        expected = answer.replace("A bad", "A good")
+        parts = [AIMessageChunk(answer[place : place + 5], id="1") for place in range(0, len(answer), 5)]
+        model = models.StreamingScripted(answers=[list(parts) for _ in range(4)])
+        chat = AlignedChatModel(llm=model, corrector=corrector)
+        assert corrector.invoke({"question": "q", "answer": answer}).text == expected
+        for chain in (model | corrector, chat):
+            assert "".join(one.text for one in chain.stream("q")) == expected
+            assert "".join([one.text async for one in chain.astream("q")]) == expected

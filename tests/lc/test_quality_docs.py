@@ -17,4 +17,5 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
         "[('links', 'restore')]",
         "True",
         "approved it passed inspection {'brief': 1.0}",
+        *["<think>", "The rule says 30 days.", "</think>", "", "It takes 30 days."],
     ]

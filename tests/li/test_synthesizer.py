@@ -15,8 +15,8 @@ from llama_index.core.response_synthesizers import ResponseMode, get_response_sy
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from pydantic import BaseModel
 
-from aligner_chain import ConfigurationError, Correction, Exchange
-from aligner_chain.llama_index import AlignerSynthesizer
+from aligner_chain import Aligner, ConfigurationError, Correction, Exchange, Policy
+from aligner_chain.llama_index import AlignerResponsePostprocessor, AlignerSynthesizer
 
 WRITING = [
     ResponseMode.REFINE,
@@ -51,6 +51,17 @@ async def test_every_mode_that_writes_an_answer(
     assert response.metadata["aligner"]["outcome"] == "corrected"
     assert len(asked) == 1, "refining asks the upstream several times, and the Aligner once"
     assert (asked[0].question, asked[0].context) == (QUESTION, ("one", "two", "three"))
+
+
+@pytest.mark.parametrize("prefix", ["", "a"], ids=["sync", "async"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_what_an_upstream_thinks_aloud_stays_as_it_is(stream: bool, prefix: str) -> None:
+    mending = Aligner.scripted(lambda exchange: exchange.answer.replace("bad", "good"))
+    inner = get_response_synthesizer(llm=ScriptedLLM(reply="<think>\nbad?\n</think>\n\nA bad one."), streaming=stream)
+    synthesizer = AlignerSynthesizer(inner, AlignerResponsePostprocessor(aligner=mending, policy=Policy(thoughts=True)))
+    response = await call(rag(synthesizer), f"{prefix}query", QUESTION)
+    assert await read(response) == "<think>\nbad?\n</think>\n\nA good one."
+    assert response.metadata["aligner"]["outcome"] == "corrected"
 
 
 @pytest.mark.parametrize("prefix", ["", "a"], ids=["sync", "async"])
