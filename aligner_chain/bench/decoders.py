@@ -12,7 +12,7 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 
 from aligner_chain.bench.forcing import Forcing
 from aligner_chain.bench.models import WINDOW, twin
-from aligner_chain.bench.workloads import EOS, FIX, KEEP, MOST_ROWS, PAD, Case, Row
+from aligner_chain.bench.workloads import EOS, FIX, KEEP, MOST_ROWS, PAD, WARM_UP, Case, Row
 from aligner_chain.engines.base import Draft, Request
 from aligner_chain.engines.huggingface import HuggingFaceEngine
 from aligner_chain.engines.onednn import pack
@@ -24,9 +24,10 @@ _PAGES = 2
 
 
 class Decoder(Protocol):
-    """`forcing` watches the model that it decodes on; `settings` are told beside its figures."""
+    """`forcing` watches the model that it decodes on; `settings` are told beside its figures; `warm_up` is a number of cases."""
 
     name: str
+    warm_up: int
     forcing: Forcing
     settings: dict[str, int]
 
@@ -40,6 +41,8 @@ class Decoder(Protocol):
 
 class Generate:
     """`model.generate`, greedy, one row after the other; with `settings` as options of its generation."""
+
+    warm_up = 1
 
     def __init__(self, name: str, model: Any, **settings: int) -> None:
         self.name, self.settings = name, settings
@@ -102,6 +105,8 @@ class Ours:
     With `verdict` the model writes KEEP, and what is served then is the answer.
     """
 
+    warm_up = WARM_UP
+
     def __init__(self, name: str, model: Any, tokenizer: Any, *, draft: bool, verdict: bool, callers: bool) -> None:
         self.name = name
         self.settings: dict[str, int] = {}
@@ -147,6 +152,7 @@ class BareForwards:
     """
 
     name = "bare_forwards"
+    warm_up = 1
 
     def __init__(self, decoder: Decoder, model: Any) -> None:
         self.settings: dict[str, int] = {}

@@ -31,14 +31,16 @@ def measure(
 ) -> dict[str, list[Sample]]:
     """Each decoder's samples, one per pair; fewer pairs where the workload has fewer cases.
 
-    In every pair all decoders decode the same case, one after the other. Each has decoded one whole case before: of what is
-    done once for a size of forwards, such as writing oneDNN's code for it, the first decoder would do the most.
+    In every pair all decoders decode the same case, one after the other. Before that each leaves behind, on other cases, what
+    is done once: of code that is written for a size of forwards the first decoder would write the most, and memory that is
+    new costs more than what is used again.
     """
     for decoder in decoders:
         progress(f"{workload.name}: {decoder.name} warms up")
-        sample(decoder, workload.cases[0])
+        for case in workload.warm_up[: decoder.warm_up]:
+            sample(decoder, case)
     samples: dict[str, list[Sample]] = {decoder.name: [] for decoder in decoders}
-    for number, case in enumerate(workload.measured(pairs), 1):
+    for number, case in enumerate(workload.cases[:pairs], 1):
         for decoder in decoders:
             progress(f"{workload.name}: pair {number} of {pairs}, {decoder.name}")
             samples[decoder.name].append(sample(decoder, case))

@@ -51,7 +51,8 @@ def replay(name: str, folder: Path, seed: int) -> Workload:
         raise ConfigurationError(f"{folder} has fewer than 2 pairs with an answer of at most {LONGEST} tokens.")
     return Workload(
         name=name,
-        cases=chosen,
+        cases=chosen[1:],
+        warm_up=chosen[:1],
         tokenizer=fast(tokenizer, _SPECIAL),
         note=f"A sample of {len(chosen) - 1} recorded pairs of {folder.name}.",
     )

@@ -39,11 +39,13 @@ class Row:
 
 Case = tuple[Row, ...]
 """Rows that are decoded together; most cases have one."""
+WARM_UP = 10
+"""Cases to warm up with: more than our engine remembers rows, so that from then on it uses their memory again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """Cases of one kind. The first warms up and is never measured, and every other is measured once at most.
+    """Cases of one kind, each measured once at most, and others to warm up with.
 
     So no decoder sees a prompt again of which it may have kept something.
 
@@ -53,6 +55,7 @@ class Workload:
 
     name: str
     cases: tuple[Case, ...]
+    warm_up: tuple[Case, ...]
     verdict: bool = False
     callers: bool = False
     tokenizer: Any = None
@@ -61,11 +64,7 @@ class Workload:
     @property
     def rows(self) -> int:
         """Rows decoded together, at most."""
-        return max(map(len, self.cases))
-
-    def measured(self, pairs: int) -> tuple[Case, ...]:
-        """As many cases, or all there are."""
-        return self.cases[1 : pairs + 1]
+        return max(map(len, self.warm_up))
 
 
 class Writer:
@@ -213,11 +212,12 @@ _NOTES = {
 
 
 def synthetic(name: str, pairs: int, seed: int) -> Workload:
-    """A case for every pair and one to warm up."""
-    cases = tuple(_CASES[name](Random(f"{seed}:{name}:{number}")) for number in range(pairs + 1))
+    """A case for every pair, and those to warm up."""
+    cases = tuple(_CASES[name](Random(f"{seed}:{name}:{number}")) for number in range(WARM_UP + pairs))
     return Workload(
         name=name,
-        cases=cases,
+        cases=cases[WARM_UP:],
+        warm_up=cases[:WARM_UP],
         verdict=name.endswith("_verdict"),
         callers=name.startswith("callers_"),
         note=_NOTES.get(name, ""),

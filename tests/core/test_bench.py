@@ -180,7 +180,7 @@ def test_a_workload_is_the_same_for_the_same_seed(name: str) -> None:
 
 
 def test_every_token_of_a_row_says_which_row_it_is() -> None:
-    [case] = synthetic("batch_8_light", 0, seed=0).cases
+    [case] = synthetic("batch_8_light", 1, seed=0).cases
     for number, one in enumerate(case):
         assert {token % 8 for token in (*one.prompt, *one.correction)} == {number}
         assert 100 <= len(one.prompt) <= 200
@@ -195,8 +195,8 @@ def test_edits_stand_where_they_are_counted(name: str, spans: int) -> None:
 
 def test_copies_have_no_edits_and_rewrites_nothing_else() -> None:
     for name, expected in (("copy_128", 0), ("rewrite", 1), ("refusal", 1)):
-        assert edit_ratio(synthetic(name, 0, seed=0).cases[0]) == expected
-    [[refused]] = synthetic("refusal", 0, seed=0).cases
+        assert edit_ratio(synthetic(name, 1, seed=0).cases[0]) == expected
+    [[refused]] = synthetic("refusal", 1, seed=0).cases
     assert (len(refused.answer), len(refused.correction)) == (512, 20)
     assert not {*refused.correction} & {*refused.prompt}
 
@@ -210,11 +210,15 @@ def test_spans_cover_the_answer() -> None:
 class Waiting:
     """A decoder that only counts; its forcing is never asked for anything but counts."""
 
+    warm_up = 2
+
     def __init__(self, name: str, written: tuple[int, ...]) -> None:
         self.settings: dict[str, int] = {}
         self.name, self.forcing, self._written = name, Forcing(torch.nn.Identity(), 64), written
+        self.prepared: list[Case] = []
 
     def prepare(self, case: Case) -> None:
+        self.prepared.append(case)
         self.forcing.prescribe(case)
 
     def decode(self, case: Case) -> list[tuple[int, ...]]:
@@ -227,14 +231,16 @@ class Waiting:
 
 def test_decoders_take_turns_on_the_same_case() -> None:
     heard: list[str] = []
-    work = Workload(name="w", cases=(small(), small(length=25), small(length=26)))
-    samples = measure(work, [Waiting("a", ()), Waiting("b", ())], 5, heard.append)
+    work = Workload(name="w", cases=(small(length=25), small(length=26)), warm_up=(small(), small()))
+    decoders = [Waiting("a", ()), Waiting("b", ())]
+    samples = measure(work, decoders, 5, heard.append)
+    assert [one.prepared for one in decoders] == [[*work.warm_up, *work.cases]] * 2
     assert [text.rpartition(" ")[2] for text in heard if "pair" in text] == ["a", "b", "a", "b"]  # each case once
     assert [len(several) for several in samples.values()] == [2, 2]
 
 
 def test_an_object_says_whether_the_output_is_that_of_greedy_decoding() -> None:
-    work = Workload(name="w", cases=(small(), small(), small()))
+    work = Workload(name="w", cases=(small(), small()), warm_up=(small(),))
     made = {name: Sample(cpu_s=cpu, wall_s=1, forwards=5, fed=9, written=written) for name, cpu, written in (
         ("hf_generate", 3.0, ((1,),)), ("aligner_chain", 1.0, ((1,),)), ("wrong", 2.0, ((2,),)))}  # fmt: skip
     decoders = [Waiting(name, ()) for name in made]
@@ -264,8 +270,8 @@ def test_recorded_pairs_are_sampled_and_hold_no_token_of_the_frame(recorded: Pat
     folder = replays.find("debugbench", recorded)
     assert folder is not None
     work = replays.replay("debugbench", folder, seed=0)
-    assert len(work.cases) == replays.ROWS + 1
-    for [one] in work.cases:
+    assert len(work.cases) == replays.ROWS
+    for [one] in (*work.warm_up, *work.cases):
         assert min(*one.answer, *one.correction) >= workloads.FIRST
         assert len(one.spans) == len(one.answer)
     assert work.tokenizer.eos_token_id == EOS
