@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands.base import add_command, say, say_to_stderr
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def add(commands: Any) -> None:
         "--model", help="a chat model of LangChain: MODULE:NAME in this folder, or PROVIDER:MODEL with langchain"
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON lines for train-aligner --data")
-    parser.add_argument("--limit", type=int, metavar="ROWS", help="only the first rows, to see what they cost")
+    parser.add_argument(
+        "--limit", type=whole_number(1), metavar="ROWS", help="only the first rows, to see what they cost"
+    )
     parser.add_argument(
         "--criterion", action="append", default=[], metavar="TEXT", help="what to judge by besides; may be repeated"
     )
@@ -196,10 +199,6 @@ def _read(exchange_of: Callable[[object], Exchange], line: str, where: str) -> E
 
 
 def _exchanges(arguments: argparse.Namespace) -> Iterable[Exchange]:
-    from aligner_chain.errors import ConfigurationError
-
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigurationError("--limit must be 1 or more.")
     if arguments.data is not None:
         return read_exchanges(arguments.data)
     return _exchanges_of_store(arguments.store)

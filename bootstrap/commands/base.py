@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligner_chain.errors import MissingExtraError
+from aligner_chain.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
     from bootstrap.store import CorrectionStore
@@ -31,6 +31,21 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def home_of(arguments: argparse.Namespace) -> Path | None:
+    """The registry's folder as `--home` names it, for commands that only look into what is there.
+
+    Raises:
+        ConfigurationError: There is no such folder: making one would answer a slip of the pen with an empty registry.
+    """
+    home: Path | None = arguments.home
+    if home is not None and arguments.database is None and not home.expanduser().is_dir():
+        raise ConfigurationError(
+            f"There is no registry in {home}: no such folder. Name the one that a round, a demo or registry pull has filled: "
+            "--home FOLDER, or export ALIGNER_HOME=FOLDER"
+        )
+    return home
 
 
 def require(extra: str, *modules: str) -> None:

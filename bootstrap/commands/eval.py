@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands import eval_correctors
 from bootstrap.commands.base import STORE_HELP, add_command, existing_store, load_judge, say
 
@@ -32,16 +33,15 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--judge", required=True, metavar="MODULE:NAME", help="the judge, in this folder or on PYTHONPATH"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many answers, and pairs: the newest")
+    parser.add_argument(
+        "--limit", type=whole_number(1), metavar="N", help="at most so many answers, and pairs: the newest"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
 def _judge(arguments: argparse.Namespace) -> int:
-    from aligner_chain.errors import ConfigurationError
     from bootstrap.judges import Counts, human_labels, human_preferences
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigurationError("--limit must be 1 or more.")
     store = existing_store(arguments.store)
     judge = load_judge(arguments.judge)
     newest = slice(None if arguments.limit is None else -arguments.limit, None)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner_chain.command_line import whole_number
 from bootstrap.commands.base import add_command, load_judge, say, say_to_stderr
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def add(subjects: Any) -> None:
     )
     parser.add_argument("--lexicon", type=Path, metavar="FILE", help="words to delete, one a line: a null corrector")
     parser.add_argument("--question-only", metavar="MODEL", help=f"{model}: answers anew, a null corrector")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first answers")
+    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first answers")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON here too")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
@@ -100,8 +101,6 @@ def _require_sense(arguments: argparse.Namespace) -> None:
     from aligner_chain.errors import ConfigurationError
     from bootstrap.correctors import PROMPT_SETS
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigurationError("--limit must be 1 or more.")
     out = arguments.out
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigurationError(f"--out {out} cannot be written: it takes a file in a folder that is there.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner_chain.command_line import whole_number
-from bootstrap.commands.base import add_command
+from bootstrap.commands.base import add_command, home_of
 from bootstrap.commands.rounds import no_round
 
 
@@ -28,7 +28,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from bootstrap.registry import Registry
     from bootstrap.rounds import Ledger
 
-    registry = Registry(arguments.home, arguments.database)
+    registry = Registry(home_of(arguments), arguments.database)
     ledger = Ledger(registry.database)
     rounds = ledger.rounds() if arguments.round is None else [ledger.round(arguments.round)]
     gates = rounds[-1].gates if rounds else []

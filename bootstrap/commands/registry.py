@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.command_line import whole_number
-from bootstrap.commands.base import add_command, say_to_stderr
+from bootstrap.commands.base import add_command, home_of, say_to_stderr
 from bootstrap.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _add_what_leaves(parser: argparse.ArgumentParser) -> None:
 def _opened(arguments: argparse.Namespace, *, publish: bool = True) -> Registry:
     from bootstrap.registry import Registry
 
-    return Registry(arguments.home, arguments.database, publish=publish)
+    return Registry(home_of(arguments), arguments.database, publish=publish)
 
 
 def _told(arguments: argparse.Namespace, found: dict[str, Any], *lines: str) -> None:
@@ -291,9 +291,10 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _pull(arguments: argparse.Namespace) -> int:
+    from bootstrap.registry import Registry
     from bootstrap.registry.hub import pull
 
-    version = pull(_opened(arguments), arguments.kind, arguments.repo, arguments.revision)
+    version = pull(Registry(arguments.home, arguments.database), arguments.kind, arguments.repo, arguments.revision)
     source = version.manifest["source"]
     found = {"version": version.identity, "path": str(version.path), **source}
     _told(arguments, found, f"{arguments.repo} ({source['revision']}) is {version.identity} now; it is not served.")

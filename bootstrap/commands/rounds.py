@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from aligner_chain.command_line import whole_number
-from bootstrap.commands.base import add_command, require, say, say_to_stderr
+from bootstrap.commands.base import add_command, home_of, require, say, say_to_stderr
 
 if TYPE_CHECKING:
     from bootstrap.registry import Registry
@@ -202,7 +202,7 @@ def _registry(arguments: argparse.Namespace) -> Registry:
     from bootstrap.registry import Registry
 
     if arguments.config is None:
-        return Registry(arguments.home, arguments.database)
+        return Registry(home_of(arguments), arguments.database)
     config = _config(arguments.config)
     return Registry(config.home, arguments.database or config.registry)
 

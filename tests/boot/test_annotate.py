@@ -456,7 +456,6 @@ def test_a_wrong_line_is_named_and_nothing_is_asked(
         (["--budget", "much"], "no amount"),
         (["--budget", "5"], "needs prices"),
         (["--price-in", "5"], "both prices"),
-        (["--limit", "0"], "--limit"),
     ],
 )
 def test_wrong_usage_is_answered_with_the_way_out(

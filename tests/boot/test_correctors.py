@@ -525,7 +525,6 @@ def test_a_killed_evaluation_goes_on_from_the_cache(module: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--data", "answers.jsonl", "--limit", "0"], "--limit must be 1 or more"),
         (["--data", "answers.jsonl", "--out", "none/eval.json"], "cannot be written"),
         (["--data", "answers.jsonl", "--from", "."], "--from belongs to --prompts"),
         (["--data", "answers.jsonl", "--upstream", "a:b"], "--upstream belongs to --prompts"),

@@ -87,10 +87,21 @@ def test_a_demo_that_is_stopped_says_what_is_left(tmp_path: Path) -> None:
 
 def test_a_registry_without_a_round_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for typed in ("round list", "round status", "gate explain"):
-        assert main([*typed.split(), "--home", str(tmp_path / "hoem")]) == 0
+        assert main([*typed.split(), "--home", str(tmp_path)]) == 0
         told = capsys.readouterr().out
-        assert f"No round was begun yet in {tmp_path / 'hoem'}:" in told
+        assert f"No round was begun yet in {tmp_path}:" in told
         assert "--home FOLDER" in told
+
+
+def test_looking_into_a_registry_that_is_not_there_makes_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "hoem"
+    looks = ("round list", "round status", "round abort 1", "gate explain", "registry list", "registry gc", "rollback")
+    for typed in looks:
+        assert main([*typed.split(), "--home", str(home)]) == 2, typed
+        assert f"There is no registry in {home}: no such folder." in capsys.readouterr().err
+    assert not home.exists()
 
 
 def test_data_that_is_not_there_is_told_before_the_base_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +129,9 @@ def test_what_is_misspelt_is_answered_with_what_is_near(capsys: pytest.CaptureFi
         "review --store s --limit N",
         "review --store s --port N",
         "delete --store s --older-than Nw",
+        "annotate --model a:b --out o --limit N",
+        "eval judge --store s --judge a:b --limit N",
+        "eval correctors --limit N",
     ],
     ids=lambda typed: typed.partition(" N")[0],
 )
@@ -126,6 +140,14 @@ def test_a_number_that_nothing_can_count_is_wrong_usage(typed: str, capsys: pyte
         main(typed.replace("N", "9" * 30).split())
     assert ended.value.code == 2
     assert f"'{'9' * 30}" in capsys.readouterr().err
+
+
+def test_none_of_something_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed in ("annotate --model a:b --out o", "eval judge --store s --judge a:b", "eval correctors"):
+        with pytest.raises(SystemExit) as ended:
+            main([*typed.split(), "--limit", "0"])
+        assert ended.value.code == 2
+        assert "'0' is no whole number from 1 to " in capsys.readouterr().err
 
 
 def test_a_reader_that_has_gone_before_the_end_is_no_error(tmp_path: Path) -> None:
