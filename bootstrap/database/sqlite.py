@@ -39,6 +39,10 @@ class File:
         self.engine = _engine(path, busy_timeout_s)
         self._busy_timeout_s = busy_timeout_s
         self._kept = threading.local()
+        if path.is_dir():
+            raise StoreError(
+                f"{path} is a folder, and a database is a file. One in it would be  {path / 'corrections.db'}"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()

@@ -489,6 +489,13 @@ def test_a_missing_sqlalchemy_says_what_to_install(run_python):
     assert "pip install 'aligner-chain[collect]'" in run_python(MISSING).stdout
 
 
+def test_a_folder_is_no_store(tmp_path):
+    with pytest.raises(
+        StoreError, match=r"is a folder, and a database is a file\. One in it would be  .*corrections\.db$"
+    ):
+        CorrectionStore(tmp_path)
+
+
 def test_a_file_that_was_moved_away_is_not_made_anew(store, make_correction):
     store.append([make_correction()])
     assert store.path is not None
