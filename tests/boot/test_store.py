@@ -357,11 +357,6 @@ def test_only_files_and_postgresql_are_supported(target):
     assert "secret" not in str(caught.value)
 
 
-def test_a_folder_is_no_store(tmp_path):
-    with pytest.raises(StoreError, match="SQLITE_CANTOPEN"):
-        CorrectionStore(tmp_path)
-
-
 def test_folders_are_made_and_a_file_in_the_way_is_named(tmp_path):
     store = CorrectionStore(tmp_path / "a" / "b" / "corrections.db")
     assert store.path.is_file()
