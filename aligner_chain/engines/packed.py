@@ -175,10 +175,11 @@ def forward(model: PreTrainedModel, segments: Sequence[Segment], size: Callable[
         positions += segment.positions
         kept += range(len(ids) - segment.wanted, len(ids))
     wanted, device = len(kept), model.device
-    filled = (torch.tensor(_filled(values, size), device=device) for values in (ids, positions, kept))
+    read = torch.tensor([_filled(ids, size), _filled(positions, size)], device=device)
+    places = torch.tensor(_filled(kept, size), dtype=torch.long, device=device)
     _active.segments = segments
     try:
-        return _run(model, *filled)[:wanted]
+        return _run(model, read[:1], read[1:], places)[:wanted]
     finally:
         _active.segments = None
 
@@ -192,11 +193,11 @@ def _run(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, kep
     # positions otherwise, at every forward.
     mask = ids.new_zeros(1, 1, 1, 1)
     output = model(
-        input_ids=ids[None],
+        input_ids=ids,
         attention_mask=mask,
-        position_ids=positions[None],
+        position_ids=positions,
         use_cache=False,
-        logits_to_keep=kept.long(),
+        logits_to_keep=kept,
     )
     logits: torch.Tensor = output.logits[0]
     return logits
