@@ -69,7 +69,7 @@ def run_gate(options: argparse.Namespace) -> Figures:
 def run_strength(options: argparse.Namespace) -> Figures:
     answers = desk.upstream_answers(options.demo, _asked(options, options.answers * 5), options.seed)
     chosen = gate.mixed(answers, options.answers, random.Random(options.seed))
-    figures = strength.measure(desk.local_aligner(desk.served(options.demo)), chosen, desk.faults, options.seed)
+    figures = strength.measure(desk.local_aligner(desk.served(options.demo)), chosen, desk.is_right, options.seed)
     strength.show(figures)
     return figures
 
@@ -79,7 +79,7 @@ def run_strength_paradetox(options: argparse.Namespace) -> Figures:
     dev = real.paradetox(real.rows_of(options.data, "dev"))
     chosen = gate.mixed(desk.Answers(dev.right, dev.wrong), options.answers, random.Random(options.seed))
     aligner = Aligner.from_pretrained(options.work / "paradetox")
-    figures = strength.measure(aligner, chosen, lambda one, text: not real.same_text(dev, one, text), options.seed)
+    figures = strength.measure(aligner, chosen, lambda one, text: real.same_text(dev, one, text), options.seed)
     strength.show(figures)
     return figures
 

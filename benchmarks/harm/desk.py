@@ -30,14 +30,9 @@ class Answers:
     wrong: Sequence[Exchange]
 
 
-def faults(exchange: Exchange, text: str) -> int:
-    """How many criteria of the written policy `text` breaks as the answer; one that nobody can read breaks all."""
-    return sum(not met for met in world.judge(world.read_ticket(exchange), text).values())
-
-
 def is_right(exchange: Exchange, text: str) -> bool:
     """Whether the written policy finds nothing wrong with `text` as the answer."""
-    return faults(exchange, text) == 0
+    return all(world.judge(world.read_ticket(exchange), text).values())
 
 
 def held_out(rng: random.Random) -> world.Ticket:

@@ -94,8 +94,8 @@ def _copied(one: Figures) -> list[str]:
 
 
 def strength(desk: Figures, paradetox: Figures) -> list[str]:
-    head = ["", "strength", "answers changed", "right changed", "at random, as many words", "faults mended"]
-    head += ["at random, as many words", "wrong fixed", "at random, as many words", "at random, as many answers"]
+    head = ["", "strength", "answers changed", "wrong fixed", "at random, as many words"]
+    head += ["at random, as many answers", "right changed", "at random, as many words"]
     rows = []
     for name, found in (("desk", desk), ("ParaDetox", paradetox)):
         shown = [one for one in found["rows"] if one["strength"]]
@@ -109,12 +109,10 @@ def _strong(one: Figures) -> list[str]:
     return [
         f"{one['strength']:g}",
         str(one["changed"]["k"]),
-        f"{changed['k']} of {changed['n']} ({percent(changed['share'])})",
-        share(words["right_changed"]["mean"], words["right_changed"]["interval_95"]),
-        str(one["faults_mended"]),
-        f"{words['faults_mended']['mean']:.0f} {between(words['faults_mended']['interval_95'], digits=0)}",
         _share(one["wrong_fixed"]),
         *(share(drawn["wrong_fixed"]["mean"], drawn["wrong_fixed"]["interval_95"]) for drawn in (words, answers)),
+        f"{changed['k']} of {changed['n']} ({percent(changed['share'])})",
+        share(words["right_changed"]["mean"], words["right_changed"]["interval_95"]),
     ]
 
 
