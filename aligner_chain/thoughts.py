@@ -12,6 +12,7 @@ _OPENED = re.compile(r"\s*(?:<(think|thinking|thought)>.*?</\1>|\[THINK\].*?\[/T
 _CLOSED = re.compile(r".*?^</think>[ \t]*(?:\r?\n\s*|\Z)", re.DOTALL | re.MULTILINE)
 """The mark that opens them is often the end of the prompt, and so no part of the text. The other one stands alone on its line."""
 _OPENING = re.compile(r"\s*(?:<(?:think|thinking|thought)>|\[THINK\])")
+_CLOSING = ("</think", "</thought>", "[/THINK]")
 
 _Place = TypeVar("_Place", Edit, TokenScore, Finding)
 
@@ -21,6 +22,8 @@ def thoughts(answer: str) -> str:
 
     Thoughts that do not end are none: what nobody closed, anybody may be shown.
     """
+    if not any(mark in answer for mark in _CLOSING):  # Patterns take a hundred times as long over a text that has none.
+        return ""
     found = _OPENED.match(answer) or (None if _OPENING.match(answer) else _CLOSED.match(answer))
     return found.group() if found else ""
 
@@ -32,7 +35,8 @@ def behind(answer: str) -> str:
 
 def said(answer: str) -> str:
     """What an answer that is still being written says so far: nothing, while its thoughts go on."""
-    return "" if _OPENING.match(answer) and not _OPENED.match(answer) else behind(answer)
+    begin = len(thoughts(answer))
+    return "" if not begin and _OPENING.match(answer) else answer[begin:]
 
 
 def spoken(exchange: Exchange) -> Exchange:
