@@ -270,7 +270,7 @@ class Aligner:
         """
         require_exchanges(exchanges)
         with spans(self.identity, exchanges) as observed:
-            spoken = [self.policy.spoken(one) for one in exchanges]
+            spoken = self.policy.spoken(exchanges)
             inspections = self.policy.inspect(spoken, self.metadata)
             jobs, tickets = self._start(spoken, inspections, self._asked(criteria, strength, timeout))
             try:
@@ -295,7 +295,7 @@ class Aligner:
         """`correct` without blocking the event loop; cancelling the task cancels what is being decoded."""
         require_exchanges(exchanges)
         with spans(self.identity, exchanges) as observed:
-            spoken = [self.policy.spoken(one) for one in exchanges]
+            spoken = self.policy.spoken(exchanges)
             inspections = await self._aside(self.policy.inspect, spoken, self.metadata)
             jobs, tickets = self._start(spoken, inspections, self._asked(criteria, strength, timeout))
             try:
@@ -331,7 +331,7 @@ class Aligner:
         """
         require_exchanges([exchange])
         with spans(self.identity, [exchange]) as observed:
-            spoken = [self.policy.spoken(exchange)]
+            spoken = self.policy.spoken([exchange])
             inspections = self.policy.inspect(spoken, self.metadata)
             asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)
             [job], tickets = self._start(spoken, inspections, asked)
@@ -362,7 +362,7 @@ class Aligner:
         """`stream` without blocking the event loop."""
         require_exchanges([exchange])
         with spans(self.identity, [exchange]) as observed:
-            spoken = [self.policy.spoken(exchange)]
+            spoken = self.policy.spoken([exchange])
             inspections = await self._aside(self.policy.inspect, spoken, self.metadata)
             asked = self._asked(criteria, strength, timeout, stream=unchecked or not self.policy.holds)
             [job], tickets = self._start(spoken, inspections, asked)
@@ -450,7 +450,7 @@ class Aligner:
                 "with a ClassifierInspector."
             )
         asked = replace(self._asked(criteria, None, None), score_only=True)
-        spoken = [self.policy.spoken(one) for one in exchanges]
+        spoken = self.policy.spoken(exchanges)
         jobs, tickets = self._start(spoken, [Inspection()] * len(exchanges), asked)
         wait([ticket.future for ticket in tickets])
         return [self._assembly.scores(job) if job.ticket else {} for job in jobs]

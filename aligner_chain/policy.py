@@ -96,9 +96,9 @@ class Policy:
         """Whether a correction can still be refused when it has been written."""
         return bool(self.after or self.refusal) or self.checks != Checks.off()
 
-    def spoken(self, exchange: Exchange) -> Exchange:
-        """What of an exchange is looked at."""
-        return spoken(exchange) if self.thoughts else exchange
+    def spoken(self, exchanges: Sequence[Exchange]) -> Sequence[Exchange]:
+        """What of the exchanges is looked at."""
+        return [spoken(one) for one in exchanges] if self.thoughts else exchanges
 
     def inspect(self, exchanges: Sequence[Exchange], metadata: AlignerMetadata) -> list[Inspection]:
         """What the inspectors say of the answers before they are corrected. Nothing raises: an error is its answers'."""

@@ -15,7 +15,6 @@ from typing import Any
 
 from aligner_chain.errors import AlignerError, ConfigurationError
 from aligner_chain.exchange import Correction, Exchange
-from aligner_chain.thoughts import behind
 from bootstrap.errors import JudgeError, told
 from bootstrap.pairs import Source, Triple
 
@@ -35,15 +34,7 @@ class Annotation:
 
     def triple(self, exchange: Exchange, source: Source) -> Triple:
         """The row that teaches an Aligner to repair `exchange` like this, or to KEEP it where nothing changed."""
-        answer, text = behind(exchange.answer), behind(self.text)  # as `Policy(thoughts=True)` shows them
-        return Triple(
-            turns=exchange.turns,
-            answer=answer,
-            context=exchange.context,
-            correction=None if text == answer else text,
-            criteria=self.criteria,
-            source=source,
-        )
+        return Triple.of(exchange, self.text, criteria=self.criteria, source=source)
 
 
 Annotator = Callable[[Sequence[Exchange]], Sequence[Annotation]]

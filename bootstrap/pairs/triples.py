@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 from aligner_chain.exchange import Correction
-from aligner_chain.thoughts import behind
 from bootstrap.pairs.filters import verdict
 from bootstrap.pairs.values import Source, Triple, TripleSet
 from bootstrap.records import Record, is_unicode
@@ -53,18 +52,9 @@ class VouchedTriples:
 
 
 def _triple(correction: Correction, text: str, source: Source) -> Triple:
-    exchange = correction.exchange
-    # An upstream's thoughts are nothing that an Aligner is shown: `Policy(thoughts=True)`.
-    answer, wanted = behind(exchange.answer), behind(text)
-    return Triple(
-        turns=exchange.turns,
-        answer=answer,
-        correction=None if wanted == answer else wanted,
-        context=exchange.context,
-        # What the Aligner named is what its own text mends.
-        criteria=correction.criteria if text == correction.text else (),
-        source=source,
-    )
+    # What the Aligner named is what its own text mends.
+    criteria = correction.criteria if text == correction.text else ()
+    return Triple.of(correction.exchange, text, criteria=criteria, source=source)
 
 
 def _unfit(row: Triple) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, TypedDict
 
 from aligner_chain.exchange import Exchange, Turn
+from aligner_chain.thoughts import behind
 
 Source = Literal["gold", "human", "verified", "annotated"]
 """Who vouches for a row: a gold set, a person, an independent verifier or an annotator. Never the Aligner itself."""
@@ -51,6 +52,22 @@ class Triple:
     criteria: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     source: Source = "gold"
+
+    @classmethod
+    def of(cls, exchange: Exchange, text: str, *, criteria: tuple[str, ...], source: Source) -> Triple:
+        """The row that teaches to make `text` of the answer, or to KEEP it where it is the same.
+
+        It holds no thoughts of an upstream: no Aligner is shown them (`Policy(thoughts=True)`).
+        """
+        answer, wanted = behind(exchange.answer), behind(text)
+        return cls(
+            turns=exchange.turns,
+            answer=answer,
+            correction=None if wanted == answer else wanted,
+            context=exchange.context,
+            criteria=criteria,
+            source=source,
+        )
 
     @property
     def exchange(self) -> Exchange:
